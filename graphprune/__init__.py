@@ -1,0 +1,5 @@
+"""graphprune: a compiler for finished PyTorch models."""
+
+from __future__ import annotations
+
+from .capture import capture as trace

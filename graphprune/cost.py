@@ -1,0 +1,121 @@
+"""What a graph costs: multiply-accumulates, parameters and bytes, per node and in total.
+
+MACs are counted for convolutions, linears, matrix products, attention and recurrent layers, at the
+sizes the graph was captured with (a symbolic batch counts as the batch of the examples).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from .graph import Graph
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Totals of a graph: operator nodes, parameters, bytes of all tensors, MACs of one call."""
+
+    nodes: int
+    parameters: int
+    bytes: int
+    macs: int
+
+
+def cost(graph: Graph) -> Cost:
+    """The totals of ``graph``. Shared tensors count once; buffers count as bytes, not as parameters."""
+    return Cost(
+        nodes=sum(n.op == "call_function" for n in graph.fx.nodes),
+        parameters=sum(p.numel() for p in graph.parameters.values()),
+        bytes=sum(t.numel() * t.element_size() for t in graph.tensors.values()),
+        macs=sum(node_macs(n) for n in graph.fx.nodes),
+    )
+
+
+def node_macs(node: fx.Node) -> int:
+    """Multiply-accumulates of one operator; 0 for operators that multiply no matrices."""
+    rule = _RULES.get(node.target) if node.op == "call_function" else None
+    return rule(node) if rule is not None else 0
+
+
+def shape(argument: Any) -> tuple[int, ...]:
+    """The concrete shape of a node's value; symbolic sizes at the value they were captured with."""
+    return tuple(size_hint(s) for s in argument.meta["val"].shape)
+
+
+def size_hint(size: Any) -> int:
+    """A size as a number: a symbolic one at the value it had at capture."""
+    if isinstance(size, int):
+        return size
+    node = size.node
+    return int(node.hint) if node.hint is not None else int(node.shape_env.size_hint(node.expr))
+
+
+def _result(node: fx.Node) -> tuple[int, ...]:
+    value = node.meta["val"]
+    value = value[0] if isinstance(value, (tuple, list)) else value
+    return tuple(size_hint(s) for s in value.shape)
+
+
+def _convolution(node: fx.Node) -> int:
+    weight = shape(node.args[1])
+    return math.prod(_result(node)) * math.prod(weight[1:])
+
+
+def _transposed_convolution(node: fx.Node) -> int:
+    # Every input position is multiplied with a [out/groups, *kernel] block of the weight.
+    return math.prod(shape(node.args[0])) * math.prod(shape(node.args[1])[1:])
+
+
+def _linear(node: fx.Node) -> int:
+    return math.prod(_result(node)) * shape(node.args[1])[-1]
+
+
+def _product(left: int) -> Callable[[fx.Node], int]:
+    return lambda node: math.prod(_result(node)) * shape(node.args[left])[-1]
+
+
+def _attention(node: fx.Node) -> int:
+    query, key, value = (shape(a) for a in node.args[:3])
+    scores = math.prod(query[:-1]) * key[-2]
+    return scores * (query[-1] + value[-1])
+
+
+def _einsum(node: fx.Node) -> int:
+    equation, operands = node.args[0], node.args[1]
+    sizes: dict[str, int] = {}
+    for labels, operand in zip(str(equation).split("->")[0].split(","), operands, strict=True):  # type: ignore[arg-type]
+        if "." in labels:
+            return math.prod(_result(node))
+        sizes.update(zip(labels.strip(), shape(operand), strict=True))
+    return math.prod(sizes.values()) if len(operands) > 1 else 0  # type: ignore[arg-type]
+
+
+def _recurrent(node: fx.Node) -> int:
+    source: Any = node.args[0]
+    steps = math.prod(shape(source)[:-1])
+    weights: Sequence[Any] = next(a for a in node.args[2:] if isinstance(a, (list, tuple)))
+    return steps * sum(math.prod(shape(w)) for w in weights if len(shape(w)) == 2)
+
+
+_RULES: dict[Any, Callable[[fx.Node], int]] = {
+    **dict.fromkeys(
+        (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding,
+         aten.conv2d.padding, aten.conv3d.padding, aten.convolution.default), _convolution),
+    **dict.fromkeys(
+        (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
+        _transposed_convolution),
+    aten.linear.default: _linear,
+    **dict.fromkeys((aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default), _product(0)),
+    **dict.fromkeys((aten.addmm.default, aten.baddbmm.default), _product(1)),
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.einsum.default: _einsum,
+    **dict.fromkeys((aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input), _recurrent),
+}  # fmt: skip

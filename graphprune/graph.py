@@ -1,0 +1,333 @@
+"""The one intermediate representation: an fx graph of ATen operators with its tensors beside it.
+
+A :class:`Graph` is what ``torch.export`` captured, normalised:
+
+* ``fx``: a :class:`torch.fx.Graph` without in-place operators; one placeholder per tensor the
+  caller passes, ``get_attr`` nodes for parameters and buffers *by qualified name*, ATen
+  ``call_function`` nodes that each carry a FakeTensor in ``node.meta["val"]``, and one output node
+  that holds a flat tuple.
+* ``tensors``: qualified name → parameter or buffer. ``tied`` maps the other names of a shared one.
+* ``signature``: how the caller's nested arguments become flat placeholders, and back.
+
+Passes never change a graph they were given: they work on :meth:`Graph.copy`, which shares tensors
+(rewrites replace tensors, they never write into them).
+
+>>> import torch, graphprune
+>>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
+>>> graph = graphprune.trace(model, torch.zeros(1, 3))
+>>> print(graph)
+input: f32[1, 3]
+linear: f32[1, 2] = linear(input, %0.weight, %0.bias)
+relu: f32[1, 2] = relu(linear)
+return (relu,)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx as torch_fx
+from torch.fx import Node, map_arg
+
+from .signature import Signature
+
+_SHORT_DTYPE = {
+    torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16",
+    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8",
+    torch.bool: "bool", torch.complex64: "c64",
+}  # fmt: skip
+
+# What a node keeps of torch.export's metadata, and what graphprune adds. The rest is dropped at capture.
+META_KEYS = ("val", "stack_trace", "module", "module_type", "follows_training")
+
+
+@dataclass
+class Graph:
+    """An fx graph of ATen operators, its tensors by name, and the signature it is called with.
+
+    Attributes:
+        fx: the operators; see the module docstring for the invariants.
+        tensors: parameters (``nn.Parameter``) and buffers by qualified name.
+        signature: nested arguments ↔ flat placeholders.
+        examples: one tensor per placeholder, the inputs the graph was captured with.
+        tied: alias → name in ``tensors`` for parameters that several modules share.
+        persistent: names of buffers and parameters that belong in a ``state_dict``.
+        notes: what capture wants the reader of a report to know.
+    """
+
+    fx: torch_fx.Graph
+    tensors: dict[str, torch.Tensor]
+    signature: Signature
+    examples: tuple[torch.Tensor, ...]
+    tied: dict[str, str] = field(default_factory=dict)
+    persistent: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    _module: Any = field(default=None, repr=False, compare=False)
+
+    # ---- reading -------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Every node in execution order."""
+        return list(self.fx.nodes)
+
+    @property
+    def placeholders(self) -> list[Node]:
+        """The input nodes, in the order of ``signature.names``."""
+        return self.fx.find_nodes(op="placeholder")
+
+    @property
+    def output(self) -> Node:
+        """The output node; its first argument is the flat tuple of results."""
+        return self.fx.output_node()
+
+    @property
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The trainable tensors by qualified name, tied ones once."""
+        return {k: v for k, v in self.tensors.items() if isinstance(v, torch.nn.Parameter)}
+
+    @property
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """The tensors that are not trained, by qualified name."""
+        return {k: v for k, v in self.tensors.items() if not isinstance(v, torch.nn.Parameter)}
+
+    @property
+    def is_meta(self) -> bool:
+        """Whether the weights have shapes only (captured on the meta device)."""
+        return any(t.is_meta for t in self.tensors.values())
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether some input dimension is symbolic."""
+        return any(not isinstance(s, int) for n in self.placeholders for s in n.meta["val"].shape)
+
+    def tensor(self, node: Node) -> torch.Tensor:
+        """The tensor behind a ``get_attr`` node."""
+        return self.tensors[str(node.target)]
+
+    def constant(self, argument: Any) -> torch.Tensor | None:
+        """The tensor an argument names when it is a parameter or buffer, else ``None``."""
+        if isinstance(argument, Node) and argument.op == "get_attr":
+            return self.tensors[str(argument.target)]
+        return None
+
+    def readers(self, name: str) -> list[Node]:
+        """The operators that read the tensor called ``name``, each once, in execution order."""
+        readers: dict[Node, None] = {}
+        for node in self.fx.find_nodes(op="get_attr", target=name):
+            readers.update(dict.fromkeys(node.users))
+        return list(readers)
+
+    def find(self, *targets: Callable[..., Any]) -> Iterator[Node]:
+        """The operator nodes whose target is one of ``targets``, in execution order."""
+        wanted = set(targets)
+        return (n for n in self.fx.nodes if n.op == "call_function" and n.target in wanted)
+
+    def where(self, node: Node) -> str:
+        """A place a reader can open: node name, module path and source line, as far as they are known."""
+        parts = [node.name]
+        if node.meta.get("module"):
+            parts.append(f"in module {node.meta['module']!r}")
+        line = source_line(node)
+        if line:
+            parts.append(f"at {line}")
+        return " ".join(parts)
+
+    # ---- changing (on a copy) --------------------------------------------------------------------
+
+    def copy(self) -> Graph:
+        """The same graph, free to be rewritten: nodes are new, tensors and FakeTensors are shared."""
+        fresh = torch_fx.Graph()
+        mapping: dict[Node, Node] = {}
+        for node in self.fx.nodes:
+            # node_copy does not bring an output node's meta dict along as a copy, so copy all of them.
+            mapping[node] = fresh.node_copy(node, lambda n: mapping[n])
+            mapping[node].meta = dict(node.meta)
+        return replace(self, fx=fresh, tensors=dict(self.tensors), tied=dict(self.tied), _module=None)
+
+    def add_tensor(self, name: str, value: torch.Tensor, *, before: Node, trainable: bool) -> Node:
+        """Add a parameter or buffer under a free name near ``name``; returns its ``get_attr`` node."""
+        name = self.free_name(name)
+        self.tensors[name] = torch.nn.Parameter(value) if trainable else value
+        self.persistent = self.persistent | {name}
+        with self.fx.inserting_before(before):
+            node = self.fx.get_attr(name)
+        node.meta["val"] = self._fake(value)
+        return node
+
+    def set_tensor(self, name: str, value: torch.Tensor) -> None:
+        """Replace the tensor called ``name``; a parameter stays a parameter and keeps ``requires_grad``."""
+        old = self.tensors[name]
+        if isinstance(old, torch.nn.Parameter):
+            grad = old.requires_grad and value.is_floating_point()
+            value = torch.nn.Parameter(value.detach(), requires_grad=grad)
+        self.tensors[name] = value
+        for node in self.fx.find_nodes(op="get_attr", target=name):
+            node.meta["val"] = self._fake(value)
+
+    def free_name(self, name: str) -> str:
+        """``name``, or the first ``name_1``, ``name_2`` … that no tensor has yet."""
+        taken, candidate, count = {*self.tensors, *self.tied}, name, 0
+        while candidate in taken:
+            count += 1
+            candidate = f"{name}_{count}"
+        return candidate
+
+    def sweep(self) -> int:
+        """Erase nodes whose result nobody uses, and tensors nobody reads; returns how many nodes went."""
+        before = len(self.fx.nodes)
+        for node in reversed(list(self.fx.nodes)):
+            if not node.users and node.op in ("call_function", "get_attr") and not node.is_impure():
+                self.fx.erase_node(node)
+        used = {str(n.target) for n in self.fx.find_nodes(op="get_attr")}
+        self.tensors = {k: v for k, v in self.tensors.items() if k in used}
+        self.tied = {k: v for k, v in self.tied.items() if v in used}
+        self.persistent = self.persistent & {*self.tensors, *self.tied}
+        return before - len(self.fx.nodes)
+
+    def propagate(self) -> Graph:
+        """Derive every node's FakeTensor again, in execution order; returns self.
+
+        Raises whatever the operator raises when its operands no longer fit together, with the node
+        added to the message.
+        """
+        mode = self.fake_mode
+        values: dict[Node, Any] = {}
+        fakes: dict[str, Any] = {}
+        for node in self.fx.nodes:
+            if node.op == "placeholder":
+                values[node] = node.meta["val"]
+            elif node.op == "get_attr":
+                name = str(node.target)
+                if name not in fakes:
+                    fakes[name] = self._fake(self.tensors[name])
+                values[node] = node.meta["val"] = fakes[name]
+            elif node.op == "call_function":
+                args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n])
+                try:
+                    with mode:
+                        values[node] = node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+                except Exception as error:
+                    error.add_note(f"while deriving the shape of {self.where(node)}")
+                    raise
+        return self
+
+    @property
+    def fake_mode(self) -> Any:
+        """The FakeTensorMode the graph's shapes live in."""
+        for node in self.fx.nodes:
+            mode = getattr(node.meta.get("val"), "fake_mode", None)
+            if mode is not None:
+                return mode
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        return FakeTensorMode()
+
+    def _fake(self, value: torch.Tensor) -> Any:
+        return self.fake_mode.from_tensor(value.detach(), static_shapes=True)
+
+    # ---- running ---------------------------------------------------------------------------------
+
+    @property
+    def module(self) -> Any:
+        """The graph as a trainable ``nn.Module`` with the original's arguments and parameter names.
+
+        Built on first use with tensors of its own, which become this graph's: training the module
+        trains the graph, and never the model it was captured from.
+        """
+        if self._module is None:
+            from .module import TracedModule
+
+            self.tensors = {k: clone_tensor(v) for k, v in self.tensors.items()}
+            self._module = TracedModule(self)
+        return self._module
+
+    def callable(self) -> Callable[..., tuple[Any, ...]]:
+        """A function from flat inputs to the flat outputs, on the tensors as they are now."""
+        return torch_fx.GraphModule(self.tensors, self.fx)
+
+    def run(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
+        """Flat outputs for flat inputs (default: the examples), without gradients."""
+        with torch.no_grad():
+            return self.callable()(*(inputs or self.examples))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The result for the caller's own arguments, in the caller's own structure."""
+        return self.signature.unflatten(self.run(*self.signature.flatten(args, kwargs)))
+
+    # ---- text --------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        return "\n".join(self._line(n) for n in self.fx.nodes if n.op != "get_attr")
+
+    def _line(self, node: Node) -> str:
+        if node.op == "placeholder":
+            return f"{node.name}: {type_text(node.meta['val'])}"
+        if node.op == "output":
+            return f"return {_text(node.args[0])}"
+        arguments = [_text(a) for a in node.args] + [f"{k}={_text(v)}" for k, v in node.kwargs.items()]
+        return (
+            f"{node.name}: {type_text(node.meta.get('val'))} = {operator_name(node)}({', '.join(arguments)})"
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the printed graph and the bytes of every tensor: equal graphs, equal digest."""
+        digest = hashlib.sha256(str(self).encode())
+        for name in sorted(self.tensors):
+            value = self.tensors[name].detach()
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            if not value.is_meta:
+                digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def clone_tensor(value: torch.Tensor) -> torch.Tensor:
+    """A tensor with storage of its own; a parameter stays a parameter."""
+    copy = value.detach().clone()
+    if isinstance(value, torch.nn.Parameter):
+        return torch.nn.Parameter(copy, requires_grad=value.requires_grad)
+    return copy
+
+
+def operator_name(node: Node) -> str:
+    """``conv2d`` for ``aten.conv2d.default``; the overload and foreign namespaces stay visible."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        name = str(target).removeprefix("aten.").removesuffix(".default")
+        return name
+    return getattr(target, "__name__", str(target))
+
+
+def source_line(node: Node) -> str | None:
+    """``file.py:12`` of the innermost frame outside torch itself that made this node, if recorded."""
+    for line in reversed((node.meta.get("stack_trace") or "").splitlines()):
+        line = line.strip()
+        if line.startswith('File "') and "/torch/" not in line:
+            path, rest = line.removeprefix('File "').split('"', 1)
+            return f"{path}:{rest.split('line ')[1].split(',')[0]}"
+    return None
+
+
+def type_text(value: Any) -> str:
+    """``f32[1, 3]`` for a tensor; the Python type's name for anything else."""
+    if isinstance(value, torch.Tensor):
+        return f"{_SHORT_DTYPE.get(value.dtype, str(value.dtype))}[{', '.join(map(str, value.shape))}]"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(type_text(v) for v in value)})"
+    return type(value).__name__
+
+
+def _text(argument: Any) -> str:
+    if isinstance(argument, Node):
+        return f"%{argument.target}" if argument.op == "get_attr" else argument.name
+    if isinstance(argument, tuple):
+        return f"({', '.join(map(_text, argument))}{',' if len(argument) == 1 else ''})"
+    if isinstance(argument, list):
+        return f"[{', '.join(map(_text, argument))}]"
+    if isinstance(argument, Mapping):
+        return f"{{{', '.join(f'{k}: {_text(v)}' for k, v in argument.items())}}}"
+    return str(argument)

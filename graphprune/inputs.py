@@ -1,0 +1,3 @@
+"""Example inputs for a model that was given none."""
+
+from __future__ import annotations

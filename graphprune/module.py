@@ -1,0 +1,137 @@
+"""A graph as an ``nn.Module`` that runs, trains, saves its state and exports.
+
+Batch normalisation and dropout follow ``train()`` and ``eval()``: capture marks the nodes whose
+training flag came from a module's mode (``node.meta["follows_training"]``), and changing the mode
+rewrites that flag in the code. A normalisation that was always in training mode (weight
+standardisation), or never (frozen statistics), is not marked and stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx
+
+from .graph import Graph, clone_tensor
+
+aten = torch.ops.aten
+
+# Where the training flag (or the dropout probability) stands among an operator's arguments.
+TRAINING_ARGUMENT = {
+    aten.batch_norm.default: 5,
+    aten.dropout.default: 2,
+    aten.feature_dropout.default: 2,
+    aten.alpha_dropout.default: 2,
+    aten.feature_alpha_dropout.default: 2,
+    aten.instance_norm.default: 5,
+}
+
+
+class TracedModule(fx.GraphModule):
+    """A captured graph behind the original's calling convention and parameter names.
+
+    Reached as :attr:`Graph.module`. ``train()`` and ``eval()`` switch batch normalisation and
+    dropout; ``copy.deepcopy`` gives an independent module. ``graphprune.optimize`` and
+    ``graphprune.trace`` take it back without exporting again.
+    """
+
+    def __init__(self, graph: Graph):
+        self._source = graph
+        own = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        for node in graph.fx.nodes:
+            mapping[node] = own.node_copy(node, lambda n: mapping[n])
+        super().__init__(graph.tensors, own, class_name="TracedModule")
+        for name in graph.tensors:
+            if name not in graph.persistent and name not in dict(self.named_parameters()):
+                self._mark_non_persistent(name)
+        for alias, name in graph.tied.items():
+            self._tie(alias, graph.tensors[name])
+        super().train(False)
+
+    # fx.GraphModule.__init__ runs nn.Module.__init__, which would clear plain attributes; keep ours outside.
+    @property
+    def _source(self) -> Graph:
+        return self.__dict__["_graphprune_source"]
+
+    @_source.setter
+    def _source(self, graph: Graph) -> None:
+        self.__dict__["_graphprune_source"] = graph
+
+    def recompile(self) -> Any:
+        """Compile the flat graph and put the caller's calling convention around it."""
+        code = super().recompile()
+        cls = type(self)
+        flat = cls.forward
+
+        def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:
+            signature = self._source.signature
+            return signature.unflatten(flat(self, *signature.flatten(args, kwargs)))
+
+        cls.forward = forward
+        return code
+
+    def train(self, mode: bool = True) -> TracedModule:
+        """Switch the nodes that follow the mode, then the module as usual."""
+        super().train(mode)
+        changed = False
+        for node in self.graph.nodes:
+            if node.meta.get("follows_training"):
+                changed |= _set_training(node, mode)
+        if changed:
+            self.recompile()
+        return self
+
+    @property
+    def captured(self) -> Graph:
+        """The graph, with this module's parameters as they are now (shared, not copied)."""
+        state = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        graph = self._source.copy()
+        graph.tensors = {name: state[name] for name in graph.tensors}
+        return graph
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
+        graph = self.captured
+        graph.tensors = {k: clone_tensor(v) for k, v in graph.tensors.items()}
+        twin = TracedModule(graph)
+        twin.train(self.training)
+        for (_, parameter), (_, copied) in zip(self.named_parameters(), twin.named_parameters(), strict=True):
+            copied.grad = copy.deepcopy(parameter.grad, memo)
+        memo[id(self)] = twin
+        return twin
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a TracedModule is not pickled; save its state_dict(), or result.save(directory)")
+
+    def _owner(self, name: str) -> tuple[torch.nn.Module, str]:
+        path, _, leaf = name.rpartition(".")
+        module: torch.nn.Module = self
+        for part in path.split(".") if path else ():
+            if part not in module._modules:
+                module.add_module(part, torch.nn.Module())
+            module = module._modules[part]  # type: ignore[assignment]
+        return module, leaf
+
+    def _tie(self, alias: str, value: torch.Tensor) -> None:
+        module, leaf = self._owner(alias)
+        setattr(module, leaf, value)
+
+    def _mark_non_persistent(self, name: str) -> None:
+        module, leaf = self._owner(name)
+        module._non_persistent_buffers_set.add(leaf)
+
+
+def _set_training(node: fx.Node, mode: bool) -> bool:
+    """Write the mode into a node's training flag; whether that changed it."""
+    if node.target is aten.scaled_dot_product_attention.default:
+        probability = node.meta["follows_training"] if mode else 0.0
+        args = [*node.args, None, 0.0][:5] if len(node.args) < 5 else list(node.args)
+        args[4] = probability
+        old, node.args = node.args, tuple(args)
+        return old != node.args
+    index = TRAINING_ARGUMENT[node.target]  # type: ignore[index]
+    old = node.args
+    node.args = (*node.args[:index], mode, *node.args[index + 1 :])
+    return old != node.args

@@ -1,0 +1,79 @@
+"""Names to passes and backends, loaded when first named; others add theirs through entry points.
+
+A plugin's ``pyproject.toml`` says ``[project.entry-points."graphprune.passes"]`` (or
+``"graphprune.backends"``) with ``my-pass = "my_package.module:MyPass"``. Two things with one name are
+an error, so nobody's pass is shadowed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any
+
+from .errors import RecipeError
+from .textual import suggestion
+
+
+@dataclass
+class Registry:
+    """Lazy imports by name. ``builtin`` maps a name to ``"module:attribute"``."""
+
+    kind: str
+    group: str
+    builtin: dict[str, str]
+
+    @cached_property
+    def entries(self) -> dict[str, str]:
+        """Every name with the place it loads from, plugins included.
+
+        Raises:
+            RecipeError: two distributions (or a plugin and this package) claim one name.
+        """
+        found = dict(self.builtin)
+        for point in entry_points(group=self.group):
+            if found.get(point.name, point.value) != point.value:
+                raise RecipeError(
+                    f"two {self.kind}s are called {point.name!r}: {found[point.name]} and {point.value}; "
+                    "uninstall or rename one"
+                )
+            found[point.name] = point.value
+        return dict(sorted(found.items()))
+
+    def load(self, name: str) -> Any:
+        """What ``name`` stands for.
+
+        Raises:
+            RecipeError: nothing has that name (the nearest is suggested), or it does not import.
+        """
+        if name not in self.entries:
+            raise RecipeError(
+                f"unknown {self.kind} {name!r}{suggestion(name, self.entries)}; known: {', '.join(self.entries)}"
+            )
+        module, _, attribute = self.entries[name].partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise RecipeError(
+                f"{self.kind} {name!r} does not load from {self.entries[name]}: {error}"
+            ) from error
+
+
+passes = Registry(
+    "pass",
+    "graphprune.passes",
+    {
+        "clean-up": "graphprune.passes.clean_up:CleanUp",
+        "fold-batch-norm": "graphprune.passes.fold_batch_norm:FoldBatchNorm",
+        "fold-constants": "graphprune.passes.fold_constants:FoldConstants",
+        "remove-dropout": "graphprune.passes.remove_dropout:RemoveDropout",
+    },
+)
+
+backends = Registry(
+    "backend",
+    "graphprune.backends",
+    {"onnxruntime": "graphprune.backends.onnxruntime:OnnxRuntime"},
+)

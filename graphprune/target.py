@@ -1,0 +1,106 @@
+"""Targets: what a deployment wants, as small frozen values.
+
+The facts behind the numbers were measured (see ``docs/targets.md``): ONNX Runtime's convolutions move
+in steps of 16 channels in fp32 and are 1.5 to 2 times slower off multiples of 4; linears hardly care.
+
+>>> get("arm").runs_here in (True, False)
+True
+>>> get("x68")
+Traceback (most recent call last):
+    ...
+graphprune.errors.TargetError: unknown target 'x68'; known: arm, cpu, cuda, x86 (did you mean 'x86'?)
+"""
+
+from __future__ import annotations
+
+import difflib
+import platform
+from dataclasses import dataclass
+
+from .errors import TargetError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device and runtime to build for.
+
+    Attributes:
+        name: what reports call it.
+        arch: ``x86_64``, ``aarch64`` or ``cuda``.
+        backend: name of the backend that lowers for it.
+        providers: ONNX Runtime execution providers, in order of preference.
+        channel_alignment: convolution widths should be multiples of this.
+        linear_alignment: the same for linear layers.
+        portable: whether this host can at least *run* the artifact for its answers when the
+            architecture differs (an ONNX file can; machine code cannot).
+    """
+
+    name: str
+    arch: str
+    backend: str = "onnxruntime"
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    channel_alignment: int = 16
+    linear_alignment: int = 4
+    portable: bool = True
+
+    def __post_init__(self) -> None:
+        if self.arch not in ("x86_64", "aarch64", "cuda"):
+            raise TargetError(
+                f"target {self.name!r}: unknown arch {self.arch!r}; use x86_64, aarch64 or cuda"
+            )
+        if self.channel_alignment < 1 or self.linear_alignment < 1:
+            raise TargetError(f"target {self.name!r}: alignments are channel counts, at least 1")
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether a latency measured on this host is a latency of the target."""
+        if self.arch == "cuda":
+            import torch
+
+            return torch.cuda.is_available()
+        return self.arch == host_arch()
+
+
+def host_arch() -> str:
+    """The architecture of this machine, in the words of :class:`Target`.
+
+    Raises:
+        TargetError: it is neither x86_64 nor aarch64.
+    """
+    machine = platform.machine().lower()
+    arch = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}.get(machine)
+    if arch is None:
+        raise TargetError(f"this host is {machine!r}; build a Target for x86_64, aarch64 or cuda explicitly")
+    return arch
+
+
+def known() -> dict[str, Target]:
+    """The targets that have a name."""
+    return {
+        "cpu": Target("cpu", host_arch()),
+        "x86": Target("x86", "x86_64"),
+        "arm": Target("arm", "aarch64"),
+        "cuda": Target(
+            "cuda",
+            "cuda",
+            providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+            channel_alignment=8,
+            linear_alignment=8,
+        ),
+    }
+
+
+def get(target: str | Target) -> Target:
+    """A target by name, or the one given.
+
+    Raises:
+        TargetError: no target has that name; the message lists those there are.
+    """
+    if isinstance(target, Target):
+        return target
+    targets = known()
+    if target not in targets:
+        close = difflib.get_close_matches(str(target), targets, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise TargetError(f"unknown target {target!r}; known: {', '.join(sorted(targets))}{hint}")
+    return targets[target]

@@ -1,0 +1,172 @@
+"""The textual form of a pipeline: ``clean-up,prune-channels{macs=0.5 importance=taylor}``.
+
+Grammar: passes separated by commas; options in braces, separated by blanks, ``name=value``. Option
+names are the dataclass fields with ``-`` for ``_``. Values are numbers, ``true``, ``false``, ``none``,
+bare words, ``"quoted strings"`` or lists ``[a b c]``. Whatever is printed parses back to an equal pipeline.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from .errors import RecipeError
+from .pipeline import Pass
+
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*")|(?P<symbol>[{}=,\[\]])|(?P<word>[^\s{}=,\[\]"]+))"""
+)
+_WORDS = {"true": True, "false": False, "none": None}
+_BARE = re.compile(r"[A-Za-z_*][\w.*/:-]*")
+
+
+def parse_pipeline(text: str) -> list[Pass]:
+    """The passes a text names.
+
+    Raises:
+        RecipeError: with the position, or the nearest known name.
+    """
+    reader = _Reader(text)
+    passes: list[Pass] = []
+    while not reader.done:
+        passes.append(_parse_pass(reader))
+        if not reader.done:
+            reader.expect(",")
+            if reader.done:
+                raise RecipeError(f"pipeline {text!r} ends with a comma; name another pass or drop it")
+    return passes
+
+
+def make_pass(name: str, options: dict[str, Any]) -> Pass:
+    """The pass called ``name`` with options by textual name; also what recipes and flags go through."""
+    from .registry import passes
+
+    kind = passes.load(name)
+    known = {f.name.replace("_", "-"): f.name for f in fields(kind)}  # type: ignore[arg-type]
+    arguments = {}
+    for option, value in options.items():
+        option = option.replace("_", "-")
+        if option not in known:
+            raise RecipeError(
+                f"pass {name!r} has no option {option!r}{suggestion(option, known)}; "
+                f"it has: {', '.join(known) or 'none'}"
+            )
+        arguments[known[option]] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise RecipeError(f"pass {name!r}: {error}") from error
+
+
+def print_pass(step: Pass) -> str:
+    """The textual form of one pass, with the options that differ from their defaults."""
+    options = " ".join(f"{k.replace('_', '-')}={_print_value(v)}" for k, v in step.options().items())
+    return f"{step.name}{{{options}}}" if options else step.name
+
+
+def suggestion(word: str, known: Any) -> str:
+    """`` (did you mean 'x'?)`` for the nearest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+class _Reader:
+    def __init__(self, text: str):
+        self.text, self.at = text, 0
+        self.tokens = list(self._split())
+
+    def _split(self) -> Iterator[tuple[str, str, int]]:
+        position = 0
+        end = len(self.text.rstrip())
+        while position < end:
+            match = _TOKEN.match(self.text, position)
+            if match is None:
+                raise RecipeError(f"pipeline {self.text!r}: cannot read {self.text[position:]!r}")
+            yield str(match.lastgroup), match[str(match.lastgroup)], match.start()
+            position = match.end()
+
+    @property
+    def done(self) -> bool:
+        return self.at >= len(self.tokens)
+
+    def peek(self) -> tuple[str, str]:
+        return self.tokens[self.at][:2] if not self.done else ("end", "")
+
+    def take(self, *kinds: str) -> tuple[str, str]:
+        kind, value = self.peek()
+        if kind not in kinds:
+            at = self.tokens[self.at][2] if not self.done else len(self.text)
+            raise RecipeError(
+                f"pipeline {self.text!r}: expected {' or '.join(kinds)} at position {at}, "
+                f"found {value or 'the end'!r}"
+            )
+        self.at += 1
+        return kind, value
+
+    def expect(self, symbol: str) -> None:
+        kind, value = self.peek()
+        if value != symbol or kind != "symbol":
+            at = self.tokens[self.at][2] if not self.done else len(self.text)
+            raise RecipeError(
+                f"pipeline {self.text!r}: expected {symbol!r} at position {at}, found {value or 'the end'!r}"
+            )
+        self.at += 1
+
+
+def _parse_pass(reader: _Reader) -> Pass:
+    _, name = reader.take("word")
+    options: dict[str, Any] = {}
+    if reader.peek() == ("symbol", "{"):
+        reader.expect("{")
+        while reader.peek() != ("symbol", "}"):
+            _, option = reader.take("word")
+            reader.expect("=")
+            if option in options:
+                raise RecipeError(f"pipeline {reader.text!r}: option {option!r} of {name!r} given twice")
+            options[option] = _parse_value(reader)
+        reader.expect("}")
+    return make_pass(name, options)
+
+
+def _parse_value(reader: _Reader) -> Any:
+    if reader.peek() == ("symbol", "["):
+        reader.expect("[")
+        values = []
+        while reader.peek() != ("symbol", "]"):
+            values.append(_parse_value(reader))
+        reader.expect("]")
+        return tuple(values)
+    kind, text = reader.take("word", "string")
+    if kind == "string":
+        return json.loads(text)
+    if text in _WORDS:
+        return _WORDS[text]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _print_value(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"[{' '.join(map(_print_value, value))}]"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        bare = _BARE.fullmatch(value) and value not in _WORDS and not _is_number(value)
+        return value if bare else json.dumps(value)
+    return repr(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,10 @@
+"""timm."""
+
+from __future__ import annotations
+
+from tests.zoo.network import Network
+
+
+def networks() -> list[Network]:
+    """Every timm network."""
+    return []

@@ -1,0 +1,10 @@
+"""transformers."""
+
+from __future__ import annotations
+
+from tests.zoo.network import Network
+
+
+def networks() -> list[Network]:
+    """Every transformers network."""
+    return []
