@@ -3,3 +3,5 @@
 from __future__ import annotations
 
 from .capture import capture as trace
+
+__all__ = ["trace"]

@@ -108,10 +108,11 @@ def _arguments(model: torch.nn.Module, inputs: Any, kwargs: Mapping[str, Any] | 
 def _check_weights(model: torch.nn.Module) -> None:
     bad = []
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if value.is_floating_point() and not value.is_meta and not torch.isfinite(value).all():
-            # A buffer may hold -inf on purpose (an additive attention mask); NaN never.
-            if isinstance(value, torch.nn.Parameter) or torch.isnan(value).any():
-                bad.append(name)
+        if not value.is_floating_point() or value.is_meta or torch.isfinite(value).all():
+            continue
+        # A buffer may hold -inf on purpose (an additive attention mask); NaN never.
+        if isinstance(value, torch.nn.Parameter) or torch.isnan(value).any():
+            bad.append(name)
     if bad:
         shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         raise InputError(f"weights hold NaN or infinity: {shown}; repair the checkpoint first")
@@ -238,7 +239,7 @@ def collect(program: torch.export.ExportedProgram) -> tuple[fx.Graph, dict[str, 
         if spec is None or spec.kind == kinds.USER_INPUT:
             mapping[node] = graph.node_copy(node, lambda n: mapping[n])
             if node.op == "output":
-                mapping[node].args = (tuple(mapping[node].args[0]),)
+                mapping[node].args = (tuple(mapping[node].args[0]),)  # type: ignore[arg-type]
         elif spec.kind in (kinds.PARAMETER, kinds.BUFFER, kinds.CONSTANT_TENSOR):
             name = str(spec.target)
             tensors[name] = (

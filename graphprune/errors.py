@@ -71,7 +71,8 @@ class MissingExtraError(BackendError):
     def __init__(self, package: str, extra: str, purpose: str):
         self.package, self.extra = package, extra
         super().__init__(
-            f"{purpose} needs the package {package!r}, which is not installed: pip install 'graphprune[{extra}]'"
+            f"{purpose} needs the package {package!r}, which is not installed: "
+            f"pip install 'graphprune[{extra}]'"
         )
 
 

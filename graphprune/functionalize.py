@@ -55,7 +55,7 @@ def _inline(graph: fx.Graph, call: fx.Node, body: fx.Graph, operands: tuple[Any,
         mapping[node].meta = dict(node.meta)
     results = fx.map_arg(body.output_node().args[0], lambda n: mapping[n])
     for user in list(call.users):
-        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index,arg-type]
         graph.erase_node(user)
     graph.erase_node(call)
 

@@ -22,7 +22,7 @@ from .verify import Certificate, pass_equivalence, require
 
 @dataclass(frozen=True)
 class PassRecord:
-    """One row of a report: what a pass did, what it cost, and its certificate (``None``: nothing to prove)."""
+    """One row of a report: what a pass did, what it cost, and its certificate (``None``: none needed)."""
 
     text: str
     changed: bool

@@ -50,7 +50,8 @@ class Registry:
         """
         if name not in self.entries:
             raise RecipeError(
-                f"unknown {self.kind} {name!r}{suggestion(name, self.entries)}; known: {', '.join(self.entries)}"
+                f"unknown {self.kind} {name!r}{suggestion(name, self.entries)}; "
+                f"known: {', '.join(self.entries)}"
             )
         module, _, attribute = self.entries[name].partition(":")
         try:

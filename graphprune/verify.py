@@ -28,7 +28,7 @@ class Certificate:
     Attributes:
         kind: ``mask``, ``pass`` or ``runtime``.
         exact: whether the tolerance had to hold; otherwise the error is only recorded.
-        passed: whether it held (``True`` for a recorded one, unless outputs are not finite or differ in shape).
+        passed: whether it held; a recorded one fails only on a wrong shape or outputs that are not finite.
         tolerance: the relative tolerance.
         max_relative, mean_relative: error relative to the largest reference magnitude.
         sqnr: signal to quantization-noise ratio, dB (``inf`` when equal).
