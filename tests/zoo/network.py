@@ -54,9 +54,12 @@ class Network:
             raise ValueError(f"{self.name}: the tag {NO_EXPORT!r} and the note with its reason go together")
 
 
-def seeded(name: str, make: Callable[[], Module]) -> Callable[[], Module]:
+def seeded(
+    name: str, make: Callable[[], Module], settle_on: Callable[[], tuple[Any, ...]] | None = None
+) -> Callable[[], Module]:
     """A builder that makes the module under a seed drawn from `name`, prepared, in eval mode.
 
+    `settle_on` gives the arguments to `settle` it with, which deep networks with batch norm need.
     The caller's random state is left alone. Warnings that a model library raises about itself while
     its module is constructed are dropped: the zoo is about the module, not about the library.
     """
@@ -66,7 +69,10 @@ def seeded(name: str, make: Callable[[], Module]) -> Callable[[], Module]:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(seed)
-            return prepare(make(), seed)
+            model = prepare(make(), seed)
+            if settle_on is not None:
+                settle(model, settle_on(), seed)
+            return model
 
     return build
 
@@ -145,6 +151,38 @@ def wake(model: nn.Module, seed: int) -> None:
         gain = float(weight.std()) * fan_in**0.5 if weight.numel() > 1 else 1.0
         if 0 < gain < 0.6:
             weight.mul_(1.0 / gain)
+
+
+@torch.no_grad()
+def settle(model: nn.Module, args: tuple[Any, ...], seed: int) -> None:
+    """Set the running statistics near those of the layer's input under `args`, in one forward pass.
+
+    Statistics drawn without regard to the input let a network of fifty layers explode, or forget its
+    input. So each batch norm takes, just before it is computed, the mean of every channel plus
+    N(0, 0.2²) standard deviations, and the variance over all channels times U(0.5, 1.5).
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def take(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(module, _BatchNorm)
+        if module.running_mean is None or module.running_var is None:
+            return
+        x = inputs[0].transpose(0, 1).flatten(1)
+        mean, scale = x.mean(1), x.var(1, correction=0).mean()
+        # one pixel and two images leave next to no variance; a floor keeps other inputs from exploding
+        scale = torch.maximum(scale, 0.25 * (x * x).mean()).clamp(min=1e-6)
+        noise = torch.randn(mean.shape, generator=generator)
+        module.running_mean.copy_(mean + 0.2 * scale.sqrt() * noise)
+        module.running_var.copy_(scale * (0.5 + torch.rand(mean.shape, generator=generator)))
+
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    handles = [module.register_forward_pre_hook(take) for module in norms]
+    try:
+        if norms:
+            model(*args)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _signed(parameter: torch.Tensor, generator: torch.Generator) -> None:

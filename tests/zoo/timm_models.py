@@ -1,4 +1,4 @@
-"""timm."""
+"""Small members of the families of timm, untrained."""
 
 from __future__ import annotations
 

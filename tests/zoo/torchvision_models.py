@@ -64,12 +64,12 @@ def networks() -> list[Network]:
 def _network(
     family: str, constructor: str, size: int, make: Callable[[], nn.Module], tags: frozenset[str]
 ) -> Network:
-    name = f"tv_{constructor}"
+    name, inputs = f"tv_{constructor}", normal(2, 3, size, size)
     return Network(
         name=name,
         family=family,
-        build=seeded(name, make),
-        inputs=normal(2, 3, size, size),
+        build=seeded(name, make, settle_on=inputs),
+        inputs=inputs,
         tags=tags | {"torchvision", "vision"},
         requires=("torchvision",),
     )

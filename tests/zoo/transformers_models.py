@@ -1,4 +1,4 @@
-"""transformers."""
+"""Small transformers with random weights."""
 
 from __future__ import annotations
 
