@@ -16,8 +16,8 @@ Passes never change a graph they were given: they work on :meth:`Graph.copy`, wh
 >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
 >>> graph = graphprune.trace(model, torch.zeros(1, 3))
 >>> print(graph)
-input: f32[1, 3]
-linear: f32[1, 2] = linear(input, %0.weight, %0.bias)
+input_1: f32[1, 3]
+linear: f32[1, 2] = linear(input_1, %0.weight, %0.bias)
 relu: f32[1, 2] = relu(linear)
 return (relu,)
 """
@@ -181,7 +181,9 @@ class Graph:
         """Erase nodes whose result nobody uses, and tensors nobody reads; returns how many nodes went."""
         before = len(self.fx.nodes)
         for node in reversed(list(self.fx.nodes)):
-            if not node.users and node.op in ("call_function", "get_attr") and not node.is_impure():
+            # Dropout and other random operators go too: a result that nobody reads has no effect.
+            pure = node.op in ("call_function", "get_attr") and not node.is_impure(impure_random=False)
+            if pure and not node.users:
                 self.fx.erase_node(node)
         used = {str(n.target) for n in self.fx.find_nodes(op="get_attr")}
         self.tensors = {k: v for k, v in self.tensors.items() if k in used}
