@@ -69,6 +69,7 @@ passes = Registry(
         "clean-up": "graphprune.passes.clean_up:CleanUp",
         "fold-batch-norm": "graphprune.passes.fold_batch_norm:FoldBatchNorm",
         "fold-constants": "graphprune.passes.fold_constants:FoldConstants",
+        "fold-parameters": "graphprune.passes.fold_parameters:FoldParameters",
         "remove-dropout": "graphprune.passes.remove_dropout:RemoveDropout",
     },
 )

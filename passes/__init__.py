@@ -1,0 +1,1 @@
+"""The passes, one file each; they load when first named (see :mod:`graphprune.registry`)."""

@@ -1,0 +1,85 @@
+"""Reading and writing an operator's arguments by their name in its schema.
+
+>>> import torch, graphprune
+>>> class Down(torch.nn.Module):
+...     def forward(self, x):
+...         return torch.nn.functional.avg_pool2d(x, 2)
+>>> pool = next(n for n in graphprune.trace(Down(), torch.zeros(1, 1, 4, 4)).nodes if n.op == "call_function")
+>>> argument(pool, "kernel_size"), argument(pool, "ceil_mode")
+([2, 2], False)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """The argument called ``name`` in the operator's schema, its default when it was not given.
+
+    Raises:
+        KeyError: the operator has no such argument.
+    """
+    if name in node.kwargs:
+        return node.kwargs[name]
+    for index, entry in enumerate(_schema(node).arguments):
+        if entry.name == name:
+            if index < len(node.args) and not entry.kwarg_only:
+                return node.args[index]
+            return entry.default_value
+    raise KeyError(f"{node.target} has no argument {name!r}")
+
+
+def has_argument(node: fx.Node, name: str) -> bool:
+    """Whether the operator's schema has an argument called ``name``."""
+    return any(entry.name == name for entry in _schema(node).arguments)
+
+
+def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Give the argument called ``name`` a value; arguments before it get their defaults written out."""
+    entries = _schema(node).arguments
+    index = next(i for i, entry in enumerate(entries) if entry.name == name)
+    if name in node.kwargs or entries[index].kwarg_only:
+        node.kwargs = {**node.kwargs, name: value}
+        return
+    filled = [*node.args, *(entry.default_value for entry in entries[len(node.args) : index])]
+    node.args = (*filled[:index], value, *node.args[index + 1 :])
+
+
+def uses(node: fx.Node) -> int:
+    """How often the value is read: ``x + x`` reads ``x`` twice."""
+    count = 0
+
+    def visit(other: fx.Node) -> fx.Node:
+        nonlocal count
+        count += other is node
+        return other
+
+    for user in node.users:
+        fx.map_arg((user.args, user.kwargs), visit)
+    return count
+
+
+def sizes(node: fx.Node) -> tuple[Any, ...]:
+    """The value's shape, symbolic sizes as sympy expressions: comparing them adds no guard."""
+    return tuple(s if isinstance(s, int) else s.node.expr for s in node.meta["val"].shape)
+
+
+def same_layout(left: fx.Node, right: fx.Node) -> bool:
+    """Whether two values agree in shape, strides, dtype and device."""
+    a, b = left.meta.get("val"), right.meta.get("val")
+    if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
+        return False
+    if a.dtype != b.dtype or a.device != b.device or sizes(left) != sizes(right):
+        return False
+    return [str(s) for s in a.stride()] == [str(s) for s in b.stride()]
+
+
+def _schema(node: fx.Node) -> Any:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        raise KeyError(f"{target} is not an ATen operator")
+    return target._schema
