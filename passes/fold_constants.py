@@ -170,7 +170,7 @@ def _name(node: fx.Node) -> str:
             if given is node and entry.name in ("weight", "bias") and _is_path(user.meta.get("module")):
                 return _join(user.meta["module"], entry.name)
     module = node.meta.get("module")
-    return _join(module if _is_path(module) else "", f"folded_{node.name}")
+    return _join(str(module) if _is_path(module) else "", f"folded_{node.name}")
 
 
 def _join(module: str, leaf: str) -> str:

@@ -16,6 +16,18 @@ from typing import Any
 import torch
 from torch import fx
 
+aten = torch.ops.aten
+
+_LIKE_FIRST = frozenset({
+    aten.sym_size.int, aten.sym_numel.default, aten.zeros_like.default, aten.ones_like.default,
+    aten.full_like.default, aten.empty_like.default, aten.new_zeros.default, aten.new_ones.default,
+    aten.new_full.default, aten.new_empty.default,
+})  # fmt: skip
+_LIKE_SECOND = frozenset({
+    aten.reshape_as.default, aten.view_as.default, aten.expand_as.default, aten.type_as.default,
+    aten.to.other,
+})  # fmt: skip
+
 
 def argument(node: fx.Node, name: str) -> Any:
     """The argument called ``name`` in the operator's schema, its default when it was not given.
@@ -49,8 +61,11 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
     node.args = (*filled[:index], value, *node.args[index + 1 :])
 
 
-def uses(node: fx.Node) -> int:
-    """How often the value is read: ``x + x`` reads ``x`` twice."""
+def uses(node: fx.Node, reader: fx.Node | None = None) -> int:
+    """How often the value is read, by all or by one reader: ``x + x`` reads ``x`` twice.
+
+    Readers that look at its shape alone do not count.
+    """
     count = 0
 
     def visit(other: fx.Node) -> fx.Node:
@@ -58,9 +73,17 @@ def uses(node: fx.Node) -> int:
         count += other is node
         return other
 
-    for user in node.users:
-        fx.map_arg((user.args, user.kwargs), visit)
+    for user in node.users if reader is None else [reader]:
+        if not reads_shape_only(user, node):
+            fx.map_arg((user.args, user.kwargs), visit)
     return count
+
+
+def reads_shape_only(user: fx.Node, node: fx.Node) -> bool:
+    """Whether ``user`` depends on the shape, dtype and device of ``node``, but not on its values."""
+    if user.target in _LIKE_FIRST:
+        return user.args[0] is node
+    return user.target in _LIKE_SECOND and user.args[0] is not node
 
 
 def sizes(node: fx.Node) -> tuple[Any, ...]:
