@@ -1,0 +1,192 @@
+"""An ONNX file opened in ONNX Runtime: torch tensors in, torch tensors out.
+
+Inputs are checked against the specification before the runtime sees them, so that what does not fit is
+an :class:`~graphprune.errors.InputError` that names the input. Results are on the first input's device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnxruntime as ort
+import torch
+
+from graphprune.backend import TensorSpec
+from graphprune.errors import BackendError, InputError
+from graphprune.target import Target
+
+from .onnx_files import DATA_FILE, MODEL_FILE
+
+# Only errors: the runtime's warnings concern its own choices, and would reach the caller's terminal.
+_ERROR = 3
+
+# What numpy has no type for goes through DLPack.
+_VIEWED = {torch.bfloat16: (torch.uint16, 16)}
+
+
+def available(target: Target) -> list[str]:
+    """The target's providers that this host's onnxruntime has, in the target's order."""
+    here = ort.get_available_providers()
+    return [p for p in target.providers if p in here]
+
+
+def options(threads: int | None = None) -> ort.SessionOptions:
+    """Session options that every session here shares: full optimisation, quiet."""
+    chosen = ort.SessionOptions()
+    chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    chosen.log_severity_level = _ERROR
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads must be at least 1, got {threads}")
+        chosen.intra_op_num_threads = threads
+    return chosen
+
+
+def session(files: Mapping[str, bytes], target: Target, chosen: ort.SessionOptions) -> ort.InferenceSession:
+    """A session over the files, on the target's providers that are here.
+
+    Raises:
+        BackendError: none is here, a file is missing, or ONNX Runtime refuses the model.
+    """
+    providers = available(target)
+    if not providers:
+        raise BackendError(
+            f"none of the providers {', '.join(target.providers)} of target {target.name!r} is in this "
+            "onnxruntime; install a build that has one (onnxruntime-gpu for CUDA)"
+        )
+    if MODEL_FILE not in files:
+        raise BackendError(f"there is no {MODEL_FILE} among the files: {', '.join(files) or 'none'}")
+    if DATA_FILE in files:
+        data = files[DATA_FILE]
+        chosen.add_external_initializers_from_files_in_memory([DATA_FILE], [data], [len(data)])
+    try:
+        return ort.InferenceSession(files[MODEL_FILE], chosen, providers=providers)
+    except Exception as error:
+        raise BackendError(_refused(error)) from error
+
+
+def _refused(error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0].rpartition("[ONNXRuntimeError] : ")[2]
+    if "NOT_IMPLEMENTED" in reason:
+        return (
+            f"ONNX Runtime has no kernel for an operator in the model's dtype: {reason}; "
+            "convert the model, for example with model.float()"
+        )
+    return f"ONNX Runtime does not open the model: {reason}"
+
+
+class OnnxRunner:
+    """A callable from flat tensors to the flat outputs.
+
+    Attributes:
+        inputs, outputs: the specifications.
+        providers: the execution providers in use, in order.
+        threads: intra-operator threads, ``None`` for the runtime's default.
+        notes: what differs from what the target asked for.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[Any, ...],
+        target: Target,
+        threads: int | None = None,
+    ):
+        self.inputs, self.outputs, self.threads = inputs, outputs, threads
+        self._session = session(files, target, options(threads))
+        self.providers = tuple(self._session.get_providers())
+        absent = [p for p in target.providers if p not in self.providers]
+        self.notes = tuple(f"{p} is not available here; {self.providers[0]} runs instead" for p in absent)
+        self._names = [o.name for o in outputs if isinstance(o, TensorSpec)]
+        self._check_signature()
+        self._dtypes = [getattr(torch, spec.dtype) for spec in inputs]
+        self._by_value = any(
+            spec.dtype == "bfloat16" for spec in (*inputs, *outputs) if isinstance(spec, TensorSpec)
+        )
+
+    def _check_signature(self) -> None:
+        """The file and the specification must be of one artifact."""
+        mine = ([i.name for i in self._session.get_inputs()], [o.name for o in self._session.get_outputs()])
+        given = ([spec.name for spec in self.inputs], self._names)
+        if mine != given:
+            raise BackendError(f"the model's inputs and outputs {mine} are not the specification's {given}")
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
+        """Run once. Raises InputError when the inputs do not fit, BackendError when the runtime fails."""
+        self.check(inputs)
+        try:
+            results = iter(self._run_by_value(inputs) if self._by_value else self._run(inputs))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BackendError(f"ONNX Runtime failed while running: {reason}") from error
+        device = inputs[0].device if inputs else torch.device("cpu")
+        return tuple(
+            _result(next(results), spec, device) if isinstance(spec, TensorSpec) else spec
+            for spec in self.outputs
+        )
+
+    def check(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Raise an InputError that names the input which does not fit, and how."""
+        if len(inputs) != len(self.inputs):
+            wanted = ", ".join(spec.name for spec in self.inputs)
+            raise InputError(f"expected {len(self.inputs)} inputs ({wanted}), got {len(inputs)}")
+        sizes: dict[str, tuple[int, str]] = {}
+        for spec, dtype, value in zip(self.inputs, self._dtypes, inputs, strict=True):
+            if not isinstance(value, torch.Tensor):
+                raise InputError(f"input {spec.name!r} must be a tensor, got {type(value).__name__}")
+            if value.dtype != dtype:
+                got = str(value.dtype).removeprefix("torch.")
+                raise InputError(f"input {spec.name!r} must be {spec.dtype}, got {got}; convert it")
+            _check_shape(spec, tuple(value.shape), sizes)
+
+    def _run(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
+        feed = {s.name: v.detach().cpu().numpy() for s, v in zip(self.inputs, inputs, strict=True)}
+        return self._session.run(self._names, feed)
+
+    def _run_by_value(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
+        feed = {}
+        for spec, value in zip(self.inputs, inputs, strict=True):
+            value = value.detach().cpu().contiguous()
+            if value.dtype in _VIEWED:
+                view, kind = _VIEWED[value.dtype]
+                feed[spec.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                    value.view(view).numpy(), kind
+                )
+            else:
+                feed[spec.name] = ort.OrtValue.ortvalue_from_numpy(value.numpy())
+        results = self._session.run_with_ort_values(self._names, feed)
+        return [torch.from_dlpack(value._get_c_value()) for value in results]
+
+
+def _result(value: Any, spec: TensorSpec, device: torch.device) -> Any:
+    if spec.dtype == "int":
+        return int(value)
+    return torch.as_tensor(value).to(device=device, dtype=getattr(torch, spec.dtype))
+
+
+def _check_shape(spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> None:
+    """One input's shape; ``sizes`` remembers what symbolic sizes stood for, and in which input."""
+    same_rank = len(shape) == len(spec.shape)
+    wrong = [i for i, (want, got) in enumerate(zip(spec.shape, shape, strict=False))
+             if isinstance(want, int) and want != got]  # fmt: skip
+    if not same_rank or wrong:
+        advice = "; build with dynamic_batch=True for other batch sizes" if same_rank and wrong == [0] else ""
+        raise InputError(
+            f"input {spec.name!r} must have shape {_text(spec.shape)}, got {_text(shape)}{advice}"
+        )
+    for want, got in zip(spec.shape, shape, strict=True):
+        if isinstance(want, int):
+            continue
+        if got == 0:
+            raise InputError(
+                f"input {spec.name!r} is empty (shape {_text(shape)}); {want} must be at least 1"
+            )
+        first, where = sizes.setdefault(want, (got, spec.name))
+        if first != got:
+            raise InputError(f"input {spec.name!r} has {want} = {got}, but input {where!r} has {first}")
+
+
+def _text(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
