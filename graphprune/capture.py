@@ -50,7 +50,7 @@ def capture(
         graph = model.captured
         if graph.is_dynamic == dynamic_batch:
             return graph
-        example_inputs, example_kwargs = (), _example_call(graph)
+        example_inputs, example_kwargs = (), example_call(graph)
     if isinstance(model, torch.export.ExportedProgram):
         return _from_program(model, model, model.example_inputs, dynamic_batch)
     if not isinstance(model, torch.nn.Module):
@@ -58,7 +58,7 @@ def capture(
             f"expected an nn.Module or an ExportedProgram, got {type(model).__name__}; "
             "wrap a function in an nn.Module first"
         )
-    args, kwargs = _arguments(model, example_inputs, example_kwargs)
+    args, kwargs = arguments(model, example_inputs, example_kwargs)
     _check_weights(model)
     with _evaluation_mode(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -66,7 +66,8 @@ def capture(
     return _from_program(program, model, (args, kwargs), dynamic_batch)
 
 
-def _example_call(graph: Graph) -> dict[str, Any]:
+def example_call(graph: Graph) -> dict[str, Any]:
+    """The call a graph was captured with, every argument by name."""
     from torch.utils import _pytree as pytree
 
     from .signature import Slot
@@ -77,7 +78,12 @@ def _example_call(graph: Graph) -> dict[str, Any]:
     )
 
 
-def _arguments(model: torch.nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[Any, Any]:
+def arguments(model: torch.nn.Module, inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    """Positional and keyword arguments of the example call, from the forms a caller may give it in.
+
+    Raises:
+        InputError: they are of another form, or a tensor among them is empty.
+    """
     if inputs is None and kwargs is None:
         from .inputs import infer
 

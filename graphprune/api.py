@@ -1,0 +1,233 @@
+"""``optimize``: capture, rewrite, prove, lower and measure a model in one call.
+
+Without data and without a pipeline it is lossless:
+
+>>> import torch, graphprune
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Dropout(), torch.nn.ReLU())
+>>> result = graphprune.optimize(model, torch.ones(1, 4), target="cpu", measure=False)
+>>> bool(torch.allclose(result(torch.ones(1, 4)), model.eval()(torch.ones(1, 4)), atol=1e-6))
+True
+>>> result.report.certificates["artifact against original"].passed
+True
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .cost import cost
+from .graph import Graph, clone_tensor
+from .inputs import undisturbed
+from .instruments import Dump, Recorder
+from .lowering import Deployment, candidates, deploy, flat_calls, unmeasurable
+from .measure import interleaved, ratio
+from .original import Original, at
+from .pipeline import Context, Instrument, Pipeline
+from .report import AuditSummary, Latency, Report
+from .result import Result
+from .target import Target, get
+from .verify import Certificate, compare, require
+
+LOSSLESS = "clean-up,remove-dropout,fold-constants,fold-batch-norm,clean-up"
+
+
+def optimize(
+    model: torch.nn.Module | torch.export.ExportedProgram,
+    example_inputs: Any = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    target: str | Target = "cpu",
+    calibration: Iterable[Any] | None = None,
+    evaluate: Callable[[Any], float] | None = None,
+    dynamic_batch: bool = False,
+    pipeline: str | Pipeline | None = None,
+    backend: str = "auto",
+    verify: bool = True,
+    measure: bool = True,
+    threads: int | None = None,
+    rounds: int = 20,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+    dump: str | Path | None = None,
+) -> Result:
+    """Optimise a finished model for a target; the model itself is never changed.
+
+    Args:
+        model: a module in any mode, ``result.module`` of an earlier call, or an exported program.
+        example_inputs: a tensor, or a tuple of positional arguments, or a mapping of keyword arguments;
+            inferred where neither these nor ``example_kwargs`` are given.
+        example_kwargs: keyword arguments of the example call.
+        target: a name (``cpu``, ``x86``, ``arm``, ``cuda``) or a :class:`Target`.
+        calibration: any iterable of inputs, for passes that need data.
+        evaluate: ``module -> float``, larger is better, for passes that search.
+        dynamic_batch: keep the batch size open; proved at batch 1 and 7.
+        pipeline: passes as text or as a :class:`Pipeline`; ``None`` is the lossless one, ``LOSSLESS``.
+        backend: a backend's name, or ``auto`` for the best one the target allows.
+        verify: compare capture, every pass and the artifact with what they came from.
+        measure: measure latency where the target is this host.
+        threads: of the runtime; ``None`` is its default.
+        rounds: how many times original and artifact are called in turn to measure them.
+        seed: for passes that draw random numbers.
+        progress: called with one line of text as each stage starts.
+        dump: a directory for the text of the graph after every pass.
+
+    Raises:
+        InputError: the model, its inputs or an option cannot be used as given.
+        CaptureError: ``torch.export`` cannot follow the model.
+        PassError: a pass stands in an impossible place, or fails.
+        VerificationError: something on the way does not reproduce the original.
+        BackendError: the runtime cannot lower the graph.
+    """
+    goal = get(target)
+    steps = _pipeline(pipeline)
+    steps.check()
+    tried = candidates(backend, goal)
+    say = progress or (lambda line: None)
+    with _random_state(seed):
+        say("capture")
+        original = Original.of(model, example_inputs, example_kwargs, dynamic_batch)
+        graph = original.graph
+        calls = flat_calls(graph, original.calls(dynamic_batch))
+        references = original.outputs(dynamic_batch) if verify else {}
+        certificates = _captured(graph, calls, references)
+        recorder = Recorder(verify=verify, inputs=list(calls.values()), progress=progress)
+        instruments: list[Instrument] = [recorder]
+        if dump is not None:
+            instruments.append(Dump(Path(dump)))
+        context = Context(goal, calibration, evaluate, seed)
+        final = steps.run(graph, context, instruments)
+        say(f"lower with {', '.join(b.name for b in tried)}")
+        deployment = deploy(final.graph, goal, tried, calls=calls, verify=verify, threads=threads)
+        for title, certificate in deployment.certificates.items():
+            certificates[f"artifact against graph{at(title)}"] = certificate
+        exact = all(step.exact for step in steps)
+        certificates.update(_end_to_end(final.graph, deployment, calls, references, exact))
+        latency = _latency(original, deployment, measure, threads, rounds, say)
+    report = Report(
+        model=original.name,
+        target=goal,
+        backend=deployment.backend.name,
+        pipeline=str(steps),
+        inputs=deployment.lowered.inputs,
+        outputs=deployment.lowered.outputs,
+        example_source=original.source,
+        original=cost(graph),
+        final=cost(final.graph),
+        passes=tuple(recorder.records),
+        certificates=certificates,
+        audit=AuditSummary.of(deployment.audit()) if deployment.runner is not None else None,
+        files={name: len(content) for name, content in deployment.lowered.files.items()},
+        latency=latency,
+        versions={"python": platform.python_version(), **deployment.lowered.versions},
+        notes=(
+            *graph.notes,
+            *deployment.lowered.notes,
+            *deployment.notes,
+            *_runner_notes(deployment),
+            *_switched_off(verify),
+        ),
+    )
+    lowered, trainable = _owned(final.graph, final.trainable, captured=graph)
+    if final.graph is final.trainable:
+        lowered = trainable
+    return Result(lowered, trainable, deployment, report)
+
+
+def _pipeline(pipeline: str | Pipeline | None) -> Pipeline:
+    if pipeline is None:
+        return Pipeline.parse(LOSSLESS)
+    return Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
+
+
+def _runner_notes(deployment: Deployment) -> tuple[str, ...]:
+    return tuple(getattr(deployment.runner, "notes", ()))
+
+
+def _switched_off(verify: bool) -> tuple[str, ...]:
+    return () if verify else ("verification was switched off: nothing here is proved",)
+
+
+@contextmanager
+def _random_state(seed: int) -> Iterator[None]:
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _captured(
+    graph: Graph, calls: Mapping[str, list[Any]], references: Mapping[str, list[Any]]
+) -> dict[str, Certificate]:
+    """The graph against the model it was captured from, before anything is rewritten."""
+    certificates = {}
+    for title, wanted in references.items():
+        certificate = compare("capture", [graph.run(*calls[title])], [wanted])
+        what = "the captured graph does not reproduce the model (if it draws random numbers: verify=False)"
+        certificates[f"capture against original{at(title)}"] = require(certificate, what)
+    return certificates
+
+
+def _end_to_end(
+    graph: Graph, deployment: Deployment, calls: Mapping[str, list[Any]], references: Mapping[str, list[Any]],
+    exact: bool,
+) -> dict[str, Certificate]:  # fmt: skip
+    """What will be deployed against what came in: the artifact, or its graph where it cannot run here."""
+    run, name = (deployment.runner, "artifact") if deployment.runner is not None else (graph.run, "graph")
+    certificates = {}
+    for title, wanted in references.items():
+        certificate = compare("end-to-end", [run(*calls[title])], [wanted], exact=exact)
+        certificates[f"{name} against original{at(title)}"] = require(
+            certificate, f"the {name} does not reproduce the original model"
+        )
+    return certificates
+
+
+def _latency(
+    original: Original,
+    deployment: Deployment,
+    wanted: bool,
+    threads: int | None,
+    rounds: int,
+    say: Callable[[str], None],
+) -> Latency:
+    """The original in eager mode and the artifact, called in turn."""
+    reason = unmeasurable(deployment) if wanted else "not measured: measure=False"
+    runner = deployment.runner
+    if reason or runner is None:
+        return Latency(threads=threads, reason=reason)
+    say("measure latency")
+    args, kwargs = original.example
+    flat = original.graph.signature.flatten(args, kwargs)
+    with undisturbed(original.model):
+        timings = interleaved(
+            {"original": lambda: original.model(*args, **kwargs), "artifact": lambda: runner(*flat)},
+            rounds=rounds,
+            threads=threads,
+        )
+    eager, artifact = timings["original"], timings["artifact"]
+    return Latency(eager, artifact, ratio(eager, artifact), threads, _host())
+
+
+def _host() -> str:
+    return f"{platform.machine()} with {os.cpu_count()} cores"
+
+
+def _owned(*graphs: Graph, captured: Graph) -> list[Graph]:
+    """The graphs with tensors of their own where they share memory with the caller's model."""
+    theirs = {t.untyped_storage().data_ptr() for t in captured.tensors.values()}
+    copies: dict[int, torch.Tensor] = {}
+    owned = []
+    for graph in graphs:
+        twin = graph.copy()
+        for name, value in graph.tensors.items():
+            if value.untyped_storage().data_ptr() in theirs:
+                twin.tensors[name] = copies.setdefault(id(value), clone_tensor(value))
+        owned.append(twin)
+    return owned

@@ -1,0 +1,185 @@
+"""The values a report is made of. Plain and frozen: rendering them is :mod:`.sections`' and others' work."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TextIO
+
+from ..backend import Audit, TensorSpec
+from ..cost import Cost
+from ..instruments import PassRecord
+from ..measure import Ratio, Timing
+from ..target import Target
+from ..verify import Certificate
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Original (eager PyTorch) and artifact called in turn on this host, or why they were not.
+
+    Attributes:
+        original, artifact: ms a call at the example inputs; ``None`` where nothing was measured.
+        speedup: how many times faster the artifact is, round by round.
+        threads: what both were asked to use; ``None`` is each runtime's own default.
+        host: what it was measured on.
+        reason: why there is no number, else empty.
+    """
+
+    original: Timing | None = None
+    artifact: Timing | None = None
+    speedup: Ratio | None = None
+    threads: int | None = None
+    host: str = ""
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the samples of every round stay out."""
+        values = asdict(self)
+        for timing in (values["original"], values["artifact"]):
+            if timing is not None:
+                del timing["samples"]
+        return values
+
+
+@dataclass(frozen=True)
+class AuditSummary:
+    """What the runtime executes: operators by kind and precision, and those that are not as asked.
+
+    Attributes:
+        operators: (kind, precision, count, MACs), most frequent first.
+        fallbacks: (operator name, kind, precision, reason).
+    """
+
+    operators: tuple[tuple[str, str, int, int], ...]
+    fallbacks: tuple[tuple[str, str, str, str], ...]
+
+    @staticmethod
+    def of(audit: Audit) -> AuditSummary:
+        """The summary of an audit's rows."""
+        counts: dict[tuple[str, str], list[int]] = {}
+        for row in audit.rows:
+            entry = counts.setdefault((row.operator, row.precision), [0, 0])
+            entry[0], entry[1] = entry[0] + 1, entry[1] + row.macs
+        operators = [(*key, count, macs) for key, (count, macs) in sorted(counts.items())]
+        return AuditSummary(
+            tuple(sorted(operators, key=lambda row: -row[2])),
+            tuple((r.name, r.operator, r.precision, r.reason) for r in audit.rows if r.reason),
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything there is to say about one optimisation.
+
+    Attributes:
+        model: the class name of the original.
+        target, backend: what was built for, and with.
+        pipeline: its textual form.
+        inputs, outputs: of the artifact; an output that is not a tensor stands as its value.
+        example_source: where the example inputs come from.
+        original, final: cost of the captured and of the lowered graph.
+        passes: one record for each pass, in order.
+        certificates: title → certificate, from capture to the artifact.
+        audit: what the runtime executes; ``None`` where this host could not ask it.
+        files: the artifact's files and their bytes.
+        latency: measured, or why not.
+        versions: package → version.
+        notes: what capture, lowering and this host want the reader to know.
+    """
+
+    model: str
+    target: Target
+    backend: str
+    pipeline: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[Any, ...]
+    example_source: str
+    original: Cost
+    final: Cost
+    passes: tuple[PassRecord, ...]
+    certificates: Mapping[str, Certificate] = field(default_factory=dict)
+    audit: AuditSummary | None = None
+    files: Mapping[str, int] = field(default_factory=dict)
+    latency: Latency = field(default_factory=Latency)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values under stable keys; numbers that are not finite are ``None``."""
+        values = {
+            "model": self.model,
+            "target": asdict(self.target),
+            "backend": self.backend,
+            "pipeline": self.pipeline,
+            "inputs": [asdict(spec) for spec in self.inputs],
+            "outputs": [asdict(o) if isinstance(o, TensorSpec) else repr(o) for o in self.outputs],
+            "example_source": self.example_source,
+            "original": asdict(self.original),
+            "final": asdict(self.final),
+            "passes": [_pass_json(record) for record in self.passes],
+            "certificates": {title: c.to_json() for title, c in self.certificates.items()},
+            "audit": None if self.audit is None else _audit_json(self.audit),
+            "files": dict(self.files),
+            "latency": self.latency.to_json(),
+            "versions": dict(self.versions),
+            "notes": list(self.notes),
+        }
+        return _finite(values)
+
+    @property
+    def json(self) -> str:
+        """:meth:`to_json` as text."""
+        return json.dumps(self.to_json(), indent=2)
+
+    @property
+    def html(self) -> str:
+        """One self-contained page."""
+        from .html import render
+
+        return render(self)
+
+    def print(self, file: TextIO | None = None) -> None:
+        """Write the tables to ``file`` (default: standard output), in colour where it is a terminal."""
+        from .text import show
+
+        show(self, file)
+
+    def __str__(self) -> str:
+        from .text import plain
+
+        return plain(self)
+
+
+def _pass_json(record: PassRecord) -> dict[str, Any]:
+    return {
+        "pass": record.text,
+        "changed": record.changed,
+        "seconds": record.seconds,
+        "before": asdict(record.before),
+        "after": asdict(record.after),
+        "certificate": None if record.certificate is None else record.certificate.to_json(),
+        "notes": [asdict(note) for note in record.notes],
+    }
+
+
+def _audit_json(audit: AuditSummary) -> dict[str, Any]:
+    return {
+        "operators": [
+            dict(zip(("operator", "precision", "count", "macs"), row, strict=True)) for row in audit.operators
+        ],
+        "fallbacks": [
+            dict(zip(("name", "operator", "precision", "reason"), row, strict=True))
+            for row in audit.fallbacks
+        ],
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,77 @@
+"""What ``optimize`` gives back: something to run, to read, to train and to deploy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .backend import Audit
+from .errors import BackendError
+from .graph import Graph
+from .lowering import Deployment
+from .report import Report
+
+if TYPE_CHECKING:
+    from .module import TracedModule
+
+
+@dataclass(frozen=True)
+class Result:
+    """An optimised model.
+
+    Attributes:
+        graph: the graph that was lowered.
+        trainable: the last graph of the pipeline that trains as the original did.
+        deployment: the artifact and its runner.
+        report: what was done, proved and measured.
+    """
+
+    graph: Graph
+    trainable: Graph = field(repr=False)
+    deployment: Deployment = field(repr=False)
+    report: Report = field(repr=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the artifact on the original's own arguments; the result has the original's structure.
+
+        Raises:
+            InputError: the arguments do not fit what was captured.
+            BackendError: this host cannot run the artifact.
+        """
+        runner = self.deployment.runner
+        if runner is None:
+            raise BackendError(
+                f"the artifact for {self.deployment.target.name!r} cannot run here "
+                f"({self.deployment.unrunnable}); result.module still runs, and result.save(directory) "
+                "writes the artifact for a host that can"
+            )
+        signature = self.graph.signature
+        return signature.unflatten(runner(*signature.flatten(args, kwargs)))
+
+    @property
+    def module(self) -> TracedModule:
+        """The optimised network as a trainable ``nn.Module``, in evaluation mode when first named.
+
+        Batch normalisation and dropout are those of the original and follow ``train()`` and ``eval()``;
+        what the pipeline folded away after the last trainable graph is folded again by ``optimize``.
+        """
+        return self.trainable.module
+
+    def audit(self) -> Audit:
+        """Every operator as the runtime executes it.
+
+        Raises:
+            BackendError: this host cannot run the artifact.
+        """
+        return self.deployment.audit()
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the artifact: the runtime's files, ``manifest.json`` and ``report.html``.
+
+        Raises:
+            ArtifactError: the directory is not empty and ``overwrite`` is not set, or cannot be written.
+        """
+        from .artifact import save
+
+        return save(self, directory, overwrite=overwrite)  # placeholder
