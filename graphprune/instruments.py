@@ -17,7 +17,7 @@ import torch
 from .cost import Cost, cost
 from .graph import Graph
 from .pipeline import Note, Pass, PassResult
-from .verify import Certificate, pass_equivalence, require
+from .verify import Certificate, pass_equivalence, require, settle_in_float64
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Recorder:
         certificate = None
         if result.changed and self.verify and not graph.is_meta:
             certificate = pass_equivalence(self._outputs, result.graph, self.inputs, exact=step.exact)
+            certificate = settle_in_float64(certificate, graph, result.graph, self.inputs)
         before = self.records[-1].after if self.records else cost(graph)
         after = cost(result.graph) if result.changed else before
         self.records.append(
