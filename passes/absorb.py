@@ -29,7 +29,7 @@ from graphprune.graph import Graph
 
 from .affine import Affine, Refusal
 from .commute import describe
-from .operands import argument, set_argument, sizes, uses
+from .operands import argument, depends_on_input, set_argument, sizes, uses
 
 aten = torch.ops.aten
 
@@ -90,7 +90,8 @@ def _own(graph: Graph, node: fx.Node, value: Any, what: str) -> torch.Tensor:
     tensor = graph.constant(value)
     if tensor is None:
         made_by = describe(value) if isinstance(value, fx.Node) else repr(value)
-        raise Refusal(f"the {what} of {describe(node)} is computed, by {made_by} (fold-parameters may help)")
+        hint = "" if isinstance(value, fx.Node) and depends_on_input(value) else "; fold-parameters may help"
+        raise Refusal(f"the {what} of {describe(node)} is computed, by {made_by}{hint}")
     readers = [reader for reader in graph.readers(str(value.target)) if reader is not node]
     if readers or uses(value, node) != 1:
         others = ", ".join(describe(reader) for reader in readers) or "itself again"

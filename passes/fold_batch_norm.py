@@ -114,7 +114,7 @@ def batch_norm_map(graph: Graph, node: fx.Node) -> Affine:
     def value(given: Any, what: str) -> torch.Tensor:
         tensor = graph.constant(given)
         if tensor is None:
-            raise Refusal(f"its {what} is computed, by {describe(given)} (fold-parameters may help)")
+            raise Refusal(f"its {what} is computed, by {describe(given)}; fold-parameters may help")
         return tensor.detach().to(torch.float64)
 
     s = torch.rsqrt(value(variance, "variance") + argument(node, "eps"))

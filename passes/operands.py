@@ -86,6 +86,19 @@ def reads_shape_only(user: fx.Node, node: fx.Node) -> bool:
     return user.target in _LIKE_SECOND and user.args[0] is not node
 
 
+def depends_on_input(node: fx.Node) -> bool:
+    """Whether anything the caller passes goes into the value."""
+    seen, stack = {node}, [node]
+    while stack:
+        current = stack.pop()
+        if current.op == "placeholder":
+            return True
+        fresh = [source for source in current.all_input_nodes if source not in seen]
+        seen.update(fresh)
+        stack += fresh
+    return False
+
+
 def sizes(node: fx.Node) -> tuple[Any, ...]:
     """The value's shape, symbolic sizes as sympy expressions: comparing them adds no guard."""
     return tuple(s if isinstance(s, int) else s.node.expr for s in node.meta["val"].shape)
