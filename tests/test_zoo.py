@@ -60,7 +60,7 @@ def test_names_are_unique_and_found() -> None:
 
 
 def test_every_source_is_represented() -> None:
-    for tag, least in {"block": 40, "torchvision": 25, "transformers": 50, "real": 3}.items():
+    for tag, least in {"block": 40, "torchvision": 25, "timm": 100, "transformers": 50, "real": 3}.items():
         assert len(zoo.networks(tag)) >= least, tag
 
 
