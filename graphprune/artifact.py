@@ -1,0 +1,301 @@
+"""Artifacts: what ``optimize`` made, as a directory that runs without the model it came from.
+
+:func:`save` writes the runtime's files, ``manifest.json`` (what they are and how they are called, with the
+SHA-256 of each), and ``measurements.json`` and the report for what differs from run to run. :func:`load`
+believes nothing it has not checked and never unpickles. ``docs/artifacts.md`` describes the format.
+
+>>> import tempfile, torch, graphprune
+>>> from graphprune.target import get
+>>> graph = graphprune.trace(torch.nn.Linear(3, 2), torch.zeros(1, 3))
+>>> lowered = backends.load("onnxruntime")().lower(graph, get("cpu"))
+>>> with tempfile.TemporaryDirectory() as place:
+...     directory = save(f"{place}/build", lowered, target=get("cpu"), signature=graph.signature)
+...     artifact = load(directory)
+...     sorted(path.name for path in directory.iterdir())
+['manifest.json', 'model.onnx']
+>>> artifact(torch.zeros(1, 3)).shape
+torch.Size([1, 2])
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import atomic, structure
+from .backend import Lowered, Runner, TensorSpec
+from .errors import ArtifactError, BackendError, InputError, RecipeError
+from .manifest import (
+    AGAIN,
+    FORMAT,
+    check,
+    digest,
+    escapes,
+    seal,
+    spec_json,
+    spec_of,
+    target_json,
+    target_of,
+    unseal,
+)
+from .registry import backends
+from .signature import Signature
+from .target import Target
+
+MANIFEST = "manifest.json"
+MEASUREMENTS = "measurements.json"
+REPORT = "report.html"
+
+
+def save(
+    directory: str | Path,
+    lowered: Lowered,
+    *,
+    target: Target,
+    signature: Signature,
+    pipeline: str = "",
+    metrics: Mapping[str, Any] | None = None,
+    measurements: Mapping[str, Any] | None = None,
+    report_html: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an artifact in one step: afterwards the directory holds it whole, or is as it was.
+
+    Args:
+        directory: where; parents are made. An empty directory is taken over.
+        lowered: what a backend made.
+        target: what it was made for.
+        signature: the graph's calling convention.
+        pipeline: the textual form of the passes that ran.
+        metrics: JSON values that follow from the input alone (MACs, parameters, certificates).
+        measurements: JSON values that differ from run to run (latency); they and the report stay out of
+            the files that are equal for equal input.
+        report_html: the report.
+        overwrite: replace an artifact that is there. Anything else is never replaced.
+
+    Returns:
+        The directory's absolute path.
+
+    Raises:
+        ArtifactError: the directory holds something else, or cannot be written.
+    """
+    place = _place(directory)
+    volatile: dict[str, bytes] = {}
+    if report_html is not None:
+        volatile[REPORT] = report_html.encode()
+    if volatile or measurements:
+        hashes = {name: _entry(content) for name, content in volatile.items()}
+        document = {"format": FORMAT, "measurements": dict(measurements or {}), "files": hashes}
+        volatile[MEASUREMENTS] = seal(document)
+    reserved = {MANIFEST, MEASUREMENTS, REPORT}
+    bad = [name for name in lowered.files if name in reserved or escapes(name)]
+    if bad:
+        raise ArtifactError(f"backend {lowered.backend!r} names files that an artifact cannot hold: {bad}")
+    manifest = {
+        "format": FORMAT,
+        "graphprune": version("graphprune"),
+        "versions": dict(lowered.versions),
+        "backend": lowered.backend,
+        "target": target_json(target),
+        "inputs": [spec_json(spec) for spec in lowered.inputs],
+        "outputs": [spec_json(spec) for spec in lowered.outputs],
+        "call": [[name, structure.of_value(value)] for name, value in signature.arguments.items()],
+        "result": structure.of_spec(signature.out_spec),
+        "pipeline": pipeline,
+        "metrics": dict(metrics or {}),
+        "notes": list(lowered.notes),
+        "files": {name: _entry(content) for name, content in lowered.files.items()},
+        "volatile": sorted(volatile),
+    }
+    files = {**lowered.files, MANIFEST: seal(manifest), **volatile}
+    try:
+        _refuse(place, overwrite)
+        atomic.write(place, files)
+    except OSError as error:
+        raise ArtifactError(f"cannot write the artifact {place}: {error.strerror or error}") from error
+    return place
+
+
+def load(directory: str | Path, threads: int | None = None) -> LoadedArtifact:
+    """Open an artifact, after every file in it was checked.
+
+    Args:
+        directory: what :func:`save` wrote.
+        threads: intra-operator threads of the runtime; ``None`` leaves its default.
+
+    Raises:
+        ArtifactError: it is incomplete, altered, of a newer format, or not an artifact; says which file.
+        BackendError: this host cannot run it.
+    """
+    try:
+        place = atomic.standing(Path(os.path.abspath(directory)))
+        if not place.is_dir():
+            raise ArtifactError(f"{place} is not a directory; give the one that save() wrote")
+        manifest, measurements, files = _read(place)
+    except RecursionError as error:
+        raise ArtifactError(f"{place / MANIFEST} is nested too deeply; {AGAIN}") from error
+    except OSError as error:
+        raise ArtifactError(f"cannot read the artifact {directory}: {error.strerror or error}") from error
+    target = target_of(manifest["target"])
+    inputs = tuple(spec_of(document) for document in manifest["inputs"])
+    outputs = tuple(spec_of(document) for document in manifest["outputs"])
+    try:
+        backend = backends.load(manifest["backend"])()
+    except RecipeError as error:
+        raise ArtifactError(f"{place} needs the backend {manifest['backend']!r}: {error}") from error
+    reason = backend.unrunnable(target)
+    if reason:
+        raise BackendError(f"the artifact {place} cannot run here: {reason}")
+    runner = backend.open(files, inputs, outputs, target, threads)
+    return LoadedArtifact(place, manifest, measurements, target, inputs, outputs, runner)
+
+
+class LoadedArtifact:
+    """An artifact that was opened: call it as the original model was called.
+
+    Attributes:
+        directory: where it was read.
+        manifest: everything ``manifest.json`` says (see ``docs/artifacts.md``).
+        measurements: what ``measurements.json`` says, empty if there is none.
+        target: what it was built for.
+        inputs, outputs: specifications of the flat tensors.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Mapping[str, Any],
+        measurements: Mapping[str, Any],
+        target: Target,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[Any],
+        runner: Runner,
+    ):
+        self.directory, self.manifest, self.measurements = directory, manifest, measurements
+        self.target, self.inputs, self.outputs = target, tuple(inputs), tuple(outputs)
+        self._runner = runner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The result for the original's arguments, in the original's structure.
+
+        Containers of a library's own (``ModelOutput``) come back as :class:`~graphprune.structure.Record`.
+
+        Raises:
+            InputError: an argument is missing, unknown, or does not fit.
+        """
+        return structure.build(self.manifest["result"], self.run(*self.flatten(args, kwargs)))
+
+    def run(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
+        """Flat tensors in the order of ``inputs``, flat results in the order of ``outputs``."""
+        return self._runner(*inputs)
+
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """The flat tensors of a call. Raises InputError as calling does."""
+        call = dict(self.manifest["call"])
+        if len(args) > len(call):
+            raise InputError(f"{len(args)} positional arguments given, the artifact takes {list(call)}")
+        given = dict(zip(call, args, strict=False))
+        for name, value in kwargs.items():
+            if name in given:
+                raise InputError(f"argument {name!r} given twice, by position and by name")
+            if name not in call and value is not None:
+                raise InputError(f"the artifact takes no argument {name!r}; it takes {list(call)}")
+            given[name] = value
+        found: dict[int, torch.Tensor] = {}
+        for name, part in call.items():
+            if name in given:
+                structure.collect(part, given[name], repr(name), found)
+            elif next(structure.slots(part), None) is not None:
+                raise InputError(f"missing argument {name!r}; the artifact takes {list(call)}")
+        return [found[i] for i in range(len(self.inputs))]
+
+    def __repr__(self) -> str:
+        return f"<artifact {self.directory} for {self.target.name}, {self.manifest['backend']}>"
+
+
+def _place(directory: str | Path) -> Path:
+    try:
+        place = Path(directory).resolve()
+        here = Path.cwd()
+    except (OSError, RuntimeError) as error:
+        raise ArtifactError(f"cannot write an artifact to {directory}: {error}") from error
+    if place == here or place in here.parents:
+        raise ArtifactError(
+            f"{place} is (or holds) the working directory and cannot be replaced; name another"
+        )
+    return place
+
+
+def _entry(content: bytes) -> dict[str, Any]:
+    return {"sha256": digest(content), "bytes": len(content)}
+
+
+def _refuse(place: Path, overwrite: bool) -> None:
+    """Raise where ``place`` holds anything that must not be replaced."""
+    place = atomic.standing(place)
+    if not os.path.lexists(place):
+        return
+    if not place.is_dir():
+        raise ArtifactError(f"{place} is a file; give a directory")
+    there = {path.name for path in place.iterdir()}
+    if not there:
+        return
+    if not overwrite and MANIFEST in there:
+        raise ArtifactError(f"{place} holds an artifact already; give another directory or overwrite=True")
+    try:
+        manifest = unseal((place / MANIFEST).read_bytes(), MANIFEST)
+        check(manifest)
+    except (OSError, ArtifactError) as error:
+        raise ArtifactError(
+            f"{place} is not empty and not an artifact, so it is not replaced; give another directory"
+        ) from error
+    foreign = sorted(there - {MANIFEST, *manifest["files"], *manifest["volatile"]})
+    if foreign:
+        raise ArtifactError(
+            f"{place} also holds {', '.join(foreign)}; move that away, or give another directory"
+        )
+
+
+def _read(place: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, bytes]]:
+    """Manifest, measurements and the runtime's files, each checked."""
+    manifest = unseal(_content(place, MANIFEST), f"{place / MANIFEST}")
+    check(manifest)
+    files = {name: _checked(place, name, entry) for name, entry in manifest["files"].items()}
+    measurements: Any = {}
+    if manifest["volatile"]:
+        document = unseal(_content(place, MEASUREMENTS), f"{place / MEASUREMENTS}")
+        measurements, others = document.get("measurements"), document.get("files")
+        if not isinstance(measurements, dict) or not isinstance(others, dict):
+            raise ArtifactError(f"{place / MEASUREMENTS} is malformed; build the artifact again")
+        if sorted({*others, MEASUREMENTS}) != manifest["volatile"]:
+            raise ArtifactError(f"{place / MEASUREMENTS} is not of this artifact; build the artifact again")
+        for name, entry in others.items():
+            _checked(place, name, entry)
+    return manifest, measurements, files
+
+
+def _content(place: Path, name: str) -> bytes:
+    """The bytes of a file that really is in the directory."""
+    if escapes(name):
+        raise ArtifactError(f"{place / MANIFEST} names the file {name!r}, which is not inside the artifact")
+    path = place / name
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing; {AGAIN}")
+    real, root = path.resolve(), place.resolve()
+    if root not in real.parents:
+        raise ArtifactError(f"{path} leads outside the artifact, to {real}; replace it by the file itself")
+    if not real.is_file():
+        raise ArtifactError(f"{path} is not a regular file; {AGAIN}")
+    return real.read_bytes()
+
+
+def _checked(place: Path, name: str, entry: Any) -> bytes:
+    content = _content(place, name)
+    if not isinstance(entry, dict) or entry != _entry(content):
+        raise ArtifactError(f"{place / name} was altered after it was written; {AGAIN}")
+    return content
