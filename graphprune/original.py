@@ -32,7 +32,22 @@ class Original:
     source: str
 
     @staticmethod
-    def of(model: Any, inputs: Any, kwargs: Mapping[str, Any] | None, dynamic_batch: bool) -> Original:
+    def of(
+        model: Any,
+        inputs: Any,
+        kwargs: Mapping[str, Any] | None,
+        dynamic_batch: bool,
+        *,
+        weights: bool = True,
+    ) -> Original:
+        """Capture ``model``, inferring the example call where none is given.
+
+        Args:
+            weights: whether they must have values; shapes are enough to look at a model.
+
+        Raises:
+            InputError, CaptureError: as :func:`graphprune.capture.capture`.
+        """
         given = inputs is not None or kwargs is not None
         if isinstance(model, torch.export.ExportedProgram):
             if given:
@@ -58,7 +73,7 @@ class Original:
                 inputs, kwargs, source = inferred.args, inferred.kwargs, f"inferred: {inferred.reason}"
             graph = capture(model, inputs, kwargs, dynamic_batch=dynamic_batch)
             example = arguments(model, inputs, kwargs)
-        if graph.is_meta:
+        if weights and graph.is_meta:
             raise InputError("the model's weights are on the meta device and have no values; load them first")
         return Original(model, type(model).__name__, graph, example, source)
 

@@ -69,9 +69,22 @@ class Result:
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
         """Write the artifact: the runtime's files, ``manifest.json`` and ``report.html``.
 
+        Returns:
+            The directory's absolute path; ``graphprune.load`` opens it.
+
         Raises:
-            ArtifactError: the directory is not empty and ``overwrite`` is not set, or cannot be written.
+            ArtifactError: the directory holds something that must not be replaced, or cannot be written.
         """
         from .artifact import save
 
-        return save(self, directory, overwrite=overwrite)  # placeholder
+        return save(
+            directory,
+            self.deployment.lowered,
+            target=self.deployment.target,
+            signature=self.graph.signature,
+            pipeline=self.report.pipeline,
+            metrics=self.report.metrics(),
+            measurements=self.report.measurements(),
+            report_html=self.report.html,
+            overwrite=overwrite,
+        )

@@ -64,7 +64,7 @@ def make_pass(name: str, options: dict[str, Any]) -> Pass:
 
 def print_pass(step: Pass) -> str:
     """The textual form of one pass, with the options that differ from their defaults."""
-    options = " ".join(f"{k.replace('_', '-')}={_print_value(v)}" for k, v in step.options().items())
+    options = " ".join(f"{k.replace('_', '-')}={print_value(v)}" for k, v in step.options().items())
     return f"{step.name}{{{options}}}" if options else step.name
 
 
@@ -153,9 +153,10 @@ def _parse_value(reader: _Reader) -> Any:
     return text
 
 
-def _print_value(value: Any) -> str:
+def print_value(value: Any) -> str:
+    """The textual form of an option's value."""
     if isinstance(value, (tuple, list)):
-        return f"[{' '.join(map(_print_value, value))}]"
+        return f"[{' '.join(map(print_value, value))}]"
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

@@ -12,7 +12,7 @@ from ..backend import TensorSpec
 from ..cost import Cost
 from ..measure import Timing
 from ..verify import Certificate
-from .values import Report
+from .values import AuditSummary, Report
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def sections(report: Report, *, full: bool = False) -> Iterator[Section]:
         yield notes
     if report.certificates:
         yield _certificates(report)
-    yield from _audit(report, full)
+    if report.audit is not None:
+        yield from audit_sections(report.audit, full)
     yield _latency(report)
     if report.files:
         rows = tuple((name, size_text(size)) for name, size in report.files.items())
@@ -130,18 +131,17 @@ def _certificates(report: Report) -> Section:
     )  # fmt: skip
 
 
-def _audit(report: Report, full: bool) -> Iterator[Section]:
-    if report.audit is None:
-        return
+def audit_sections(audit: AuditSummary, full: bool) -> Iterator[Section]:
+    """Operators by kind and precision, and those that are not as asked."""
     rows = tuple(
         (kind, precision, f"{count:,}", count_text(macs) if macs else "")
-        for kind, precision, count, macs in report.audit.operators
+        for kind, precision, count, macs in audit.operators
     )
     shown = rows if full else rows[:12]
     caption = f"and {len(rows) - len(shown)} more kinds" if len(shown) < len(rows) else ""
     columns = ("operator", "precision", "count", "MACs")
     yield Section("what the runtime executes", columns, shown, frozenset({2, 3}), (), caption)
-    fallbacks = report.audit.fallbacks
+    fallbacks = audit.fallbacks
     if fallbacks:
         tones = tuple((i, "warning") for i in range(len(fallbacks)))
         columns = ("operator", "kind", "precision", "why")
@@ -174,15 +174,22 @@ def timing_section(timings: Mapping[str, tuple[Timing, str]], caption: str) -> S
 def certificate_text(certificate: Certificate) -> tuple[str, str, str, str, str]:
     """Verdict, largest and mean relative error, SQNR and argmax agreement."""
     verdict = ("exact" if certificate.exact else "recorded") if certificate.passed else "FAILED"
-    if certificate.reason:
-        verdict = f"{verdict}: {certificate.reason}"
+    details = [f"computed in {certificate.precision}"] if certificate.precision else []
+    details += [certificate.reason] if certificate.reason else []
+    if details:
+        verdict = f"{verdict}: {'; '.join(details)}"
     return (
         verdict,
-        f"{certificate.max_relative:.1e}",
-        f"{certificate.mean_relative:.1e}",
+        error_text(certificate.max_relative),
+        error_text(certificate.mean_relative),
         f"{certificate.sqnr:.1f} dB",
         f"{100 * certificate.agreement:.2f} %",
     )
+
+
+def error_text(error: float) -> str:
+    """``3.1e-07``, and a plain 0 for no difference at all."""
+    return f"{error:.1e}" if error else "0"
 
 
 def spec_text(spec: TensorSpec) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 from collections.abc import Iterable
 from typing import TextIO
@@ -28,7 +29,7 @@ def plain_sections(tables: Iterable[Section]) -> str:
     buffer = io.StringIO()
     width = None if sys.stdout.isatty() else LOG_WIDTH
     console = Console(file=buffer, force_terminal=False, color_system=None, width=width)
-    console.print(Group(*map(_table, tables)))
+    console.print(_group(tables))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
@@ -42,9 +43,13 @@ def show_sections(tables: Iterable[Section], file: TextIO | None = None) -> None
     file = file or sys.stdout
     console = Console(file=file, width=None if file.isatty() else LOG_WIDTH)
     if console.is_terminal:
-        console.print(Group(*map(_table, tables)))
+        console.print(_group(tables))
     else:
         file.write(plain_sections(tables) + "\n")
+
+
+def _group(tables: Iterable[Section]) -> Group:
+    return Group(*itertools.chain.from_iterable((_table(section), "") for section in tables))
 
 
 def _table(section: Section) -> Table:
@@ -53,7 +58,7 @@ def _table(section: Section) -> Table:
     table = Table(
         box=None, padding=(0, 2, 0, 0), show_header=has_header, header_style="bold",
         title=Text(section.title, style="bold underline"), title_justify="left",
-        caption=f"{section.caption}\n" if section.caption else "\n", caption_justify="left",
+        caption=section.caption or None, caption_justify="left",
     )  # fmt: skip
     for index, column in enumerate(section.columns):
         right = index in section.numeric

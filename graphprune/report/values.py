@@ -69,6 +69,15 @@ class AuditSummary:
             tuple((r.name, r.operator, r.precision, r.reason) for r in audit.rows if r.reason),
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, a mapping for each row."""
+        operators = ("operator", "precision", "count", "macs")
+        fallbacks = ("name", "operator", "precision", "reason")
+        return {
+            "operators": [dict(zip(operators, row, strict=True)) for row in self.operators],
+            "fallbacks": [dict(zip(fallbacks, row, strict=True)) for row in self.fallbacks],
+        }
+
 
 @dataclass(frozen=True)
 class Report:
@@ -109,6 +118,17 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values under stable keys; numbers that are not finite are ``None``."""
+        return {**self.metrics(), **self.measurements()}
+
+    def measurements(self) -> dict[str, Any]:
+        """The part of :meth:`to_json` that differs from run to run."""
+        return _finite({
+            "latency": self.latency.to_json(),
+            "seconds": [record.seconds for record in self.passes],
+        })  # fmt: skip
+
+    def metrics(self) -> dict[str, Any]:
+        """The part of :meth:`to_json` that follows from the model and the options."""
         values = {
             "model": self.model,
             "target": asdict(self.target),
@@ -121,9 +141,8 @@ class Report:
             "final": asdict(self.final),
             "passes": [_pass_json(record) for record in self.passes],
             "certificates": {title: c.to_json() for title, c in self.certificates.items()},
-            "audit": None if self.audit is None else _audit_json(self.audit),
+            "audit": None if self.audit is None else self.audit.to_json(),
             "files": dict(self.files),
-            "latency": self.latency.to_json(),
             "versions": dict(self.versions),
             "notes": list(self.notes),
         }
@@ -157,23 +176,10 @@ def _pass_json(record: PassRecord) -> dict[str, Any]:
     return {
         "pass": record.text,
         "changed": record.changed,
-        "seconds": record.seconds,
         "before": asdict(record.before),
         "after": asdict(record.after),
         "certificate": None if record.certificate is None else record.certificate.to_json(),
         "notes": [asdict(note) for note in record.notes],
-    }
-
-
-def _audit_json(audit: AuditSummary) -> dict[str, Any]:
-    return {
-        "operators": [
-            dict(zip(("operator", "precision", "count", "macs"), row, strict=True)) for row in audit.operators
-        ],
-        "fallbacks": [
-            dict(zip(("name", "operator", "precision", "reason"), row, strict=True))
-            for row in audit.fallbacks
-        ],
     }
 
 

@@ -1,0 +1,116 @@
+"""``graphprune optimize``: a model in, a proved artifact out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from .console import Debug, Json, print_json, stage
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from ..result import Result
+
+_OBJECTS = ("source", "calibration", "evaluate")  # options that name Python objects, found from a directory
+
+
+def optimize(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="module:callable, FILE.pt2, timm:NAME, torchvision:NAME, transformers:PATH_OR_TYPE."
+        ),
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="cpu (this host), x86, arm or cuda.")] = None,
+    out: Annotated[str | None, typer.Option(help="Directory to write the artifact to.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file; flags override it.")] = None,
+    pipeline: Annotated[str | None, typer.Option(help="Passes in textual form; default: lossless.")] = None,
+    backend: Annotated[str | None, typer.Option(help="A backend's name, or auto.")] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Example input, [NAME=]SHAPE[:DTYPE], as in 1x3x224x224; repeatable."),
+    ] = None,
+    dynamic_batch: Annotated[
+        bool | None, typer.Option("--dynamic-batch/--fixed-batch", help="Keep the batch size open.")
+    ] = None,
+    calibration: Annotated[str | None, typer.Option(help="module:attribute, an iterable of inputs.")] = None,
+    evaluate: Annotated[
+        str | None, typer.Option(help="module:attribute, a function from module to score.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For passes that draw random numbers.")] = None,
+    verify: Annotated[bool | None, typer.Option(help="Prove capture, passes and artifact.")] = None,
+    measure: Annotated[bool | None, typer.Option(help="Measure latency on this host.")] = None,
+    overwrite: Annotated[
+        bool | None, typer.Option("--overwrite/--no-overwrite", help="Replace what is in the directory.")
+    ] = None,
+    dump: Annotated[str | None, typer.Option(help="Directory for the graph's text after every pass.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Optimise a model for a target and write the artifact to a directory.
+
+    Without a pipeline only lossless passes run. The report goes to standard output.
+    """
+    from .. import recipe as recipes
+
+    chosen = recipes.read(recipe) if recipe is not None else recipes.Recipe()
+    # What the recipe names is relative to it; what a flag names is relative to the working directory.
+    flags = {
+        "source": source, "target": target, "out": _absolute(out), "pipeline": pipeline, "backend": backend,
+        "inputs": tuple(inputs) if inputs else None, "dynamic_batch": dynamic_batch, "threads": threads,
+        "seed": seed, "verify": verify, "measure": measure, "overwrite": overwrite,
+        "calibration": calibration, "evaluate": evaluate, "dump": _absolute(dump),
+    }  # fmt: skip
+    given = {name for name in _OBJECTS if flags[name] is not None}
+    places = {name: Path(".") if name in given else chosen.directory for name in _OBJECTS}
+    chosen = chosen.override(**flags)
+    if chosen.source is None:
+        raise InputError("no model: give a SOURCE, or a recipe with a source")
+    with stage(json) as say:
+        result = build(chosen, places, say)
+        out_path = chosen.path("out")
+        if out_path is not None:
+            say(f"write {out_path}")
+            result.save(out_path, overwrite=bool(chosen.overwrite))
+    if json:
+        print_json({**result.report.to_json(), "out": None if out_path is None else str(out_path)})
+    else:
+        result.report.print()
+        print(f"artifact: {out_path}" if out_path is not None else "artifact: not written (no --out)")
+
+
+def build(recipe: Recipe, places: dict[str, Path], say: Any) -> Result:
+    """Resolve what a recipe names, and optimise."""
+    from .. import api, sources
+    from ..input_text import parse_inputs
+
+    say(f"load {recipe.source}")
+    source = sources.resolve(str(recipe.source), places["source"])
+    example_inputs, example_kwargs = source.example_inputs, None
+    if recipe.inputs:
+        example_inputs, example_kwargs = parse_inputs(recipe.inputs)
+    calibration = evaluate = None
+    if recipe.calibration is not None:
+        calibration = sources.load_object(recipe.calibration, places["calibration"])
+        calibration = calibration() if callable(calibration) else calibration
+    if recipe.evaluate is not None:
+        evaluate = sources.load_object(recipe.evaluate, places["evaluate"])
+    settings = {
+        name: getattr(recipe, name)
+        for name in ("pipeline", "backend", "dynamic_batch", "threads", "seed", "verify", "measure", "target")
+        if getattr(recipe, name) is not None
+    }
+    result = api.optimize(
+        source.model, example_inputs, example_kwargs=example_kwargs, calibration=calibration,
+        evaluate=evaluate, progress=say, dump=recipe.path("dump"), **settings,
+    )  # fmt: skip
+    return replace(result, report=replace(result.report, notes=(*source.notes, *result.report.notes)))
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
