@@ -7,7 +7,7 @@ sizes the graph was captured with (a symbolic batch counts as the batch of the e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,15 +39,25 @@ def cost(graph: Graph) -> Cost:
     )
 
 
-def node_macs(node: fx.Node) -> int:
-    """Multiply-accumulates of one operator; 0 for operators that multiply no matrices."""
+Shape = Callable[[Any], tuple[int, ...]]
+"""Operand or node → its concrete shape."""
+
+
+def node_macs(node: fx.Node, shape: Shape | None = None) -> int:
+    """Multiply-accumulates of one operator; 0 for operators that multiply no matrices.
+
+    Args:
+        node: the operator.
+        shape: how to read shapes; by default as captured. With sizes taken from a plan this gives the
+            cost of the operator after it.
+    """
     rule = _RULES.get(node.target) if node.op == "call_function" else None
-    return rule(node) if rule is not None else 0
+    return rule(node, shape or captured_shape) if rule is not None else 0
 
 
-def shape(argument: Any) -> tuple[int, ...]:
-    """The concrete shape of a node's value; symbolic sizes at the value they were captured with."""
-    return tuple(size_hint(s) for s in argument.meta["val"].shape)
+def captured_shape(argument: Any) -> tuple[int, ...]:
+    """The shape of a node's value as captured; symbolic sizes at the value they had then."""
+    return tuple([size_hint(s) for s in argument.meta["val"].shape])
 
 
 def size_hint(size: Any) -> int:
@@ -58,54 +68,49 @@ def size_hint(size: Any) -> int:
     return int(node.hint) if node.hint is not None else int(node.shape_env.size_hint(node.expr))
 
 
-def _result(node: fx.Node) -> tuple[int, ...]:
-    value = node.meta["val"]
-    value = value[0] if isinstance(value, (tuple, list)) else value
-    return tuple(size_hint(s) for s in value.shape)
+def _convolution(node: fx.Node, shape: Shape) -> int:
+    return math.prod(shape(node)) * math.prod(shape(node.args[1])[1:])
 
 
-def _convolution(node: fx.Node) -> int:
-    weight = shape(node.args[1])
-    return math.prod(_result(node)) * math.prod(weight[1:])
-
-
-def _transposed_convolution(node: fx.Node) -> int:
+def _transposed_convolution(node: fx.Node, shape: Shape) -> int:
     # Every input position is multiplied with a [out/groups, *kernel] block of the weight.
     return math.prod(shape(node.args[0])) * math.prod(shape(node.args[1])[1:])
 
 
-def _linear(node: fx.Node) -> int:
-    return math.prod(_result(node)) * shape(node.args[1])[-1]
+def _linear(node: fx.Node, shape: Shape) -> int:
+    return math.prod(shape(node)) * shape(node.args[1])[-1]
 
 
-def _product(left: int) -> Callable[[fx.Node], int]:
-    return lambda node: math.prod(_result(node)) * shape(node.args[left])[-1]
+def _product(left: int) -> Callable[[fx.Node, Shape], int]:
+    return lambda node, shape: math.prod(shape(node)) * shape(node.args[left])[-1]
 
 
-def _attention(node: fx.Node) -> int:
+def _attention(node: fx.Node, shape: Shape) -> int:
     query, key, value = (shape(a) for a in node.args[:3])
-    scores = math.prod(query[:-1]) * key[-2]
-    return scores * (query[-1] + value[-1])
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def _einsum(node: fx.Node) -> int:
-    equation, operands = node.args[0], node.args[1]
+def _einsum(node: fx.Node, shape: Shape) -> int:
+    operands: Any = node.args[1]
     sizes: dict[str, int] = {}
-    for labels, operand in zip(str(equation).split("->")[0].split(","), operands, strict=True):  # type: ignore[arg-type]
-        if "." in labels:
-            return math.prod(_result(node))
-        sizes.update(zip(labels.strip(), shape(operand), strict=True))
-    return math.prod(sizes.values()) if len(operands) > 1 else 0  # type: ignore[arg-type]
+    for labels, operand in zip(str(node.args[0]).split("->")[0].split(","), operands, strict=True):
+        before, dots, after = labels.replace(" ", "").partition("...")
+        dims = shape(operand)
+        sizes.update(zip(before, dims, strict=False))
+        sizes.update(zip(after, dims[len(dims) - len(after) :], strict=True))
+        if dots:
+            spread = math.prod(dims[len(before) : len(dims) - len(after)])
+            sizes["..."] = max(sizes.get("...", 1), spread)
+    return math.prod(sizes.values()) if len(operands) > 1 else 0
 
 
-def _recurrent(node: fx.Node) -> int:
-    source: Any = node.args[0]
+def _recurrent(node: fx.Node, shape: Shape) -> int:
+    source, _, weights = node.args[:3]
     steps = math.prod(shape(source)[:-1])
-    weights: Sequence[Any] = next(a for a in node.args[2:] if isinstance(a, (list, tuple)))
-    return steps * sum(math.prod(shape(w)) for w in weights if len(shape(w)) == 2)
+    return steps * sum(math.prod(dims) for dims in map(shape, weights) if len(dims) == 2)  # type: ignore[arg-type,misc]
 
 
-_RULES: dict[Any, Callable[[fx.Node], int]] = {
+_RULES: dict[Any, Callable[[fx.Node, Shape], int]] = {
     **dict.fromkeys(
         (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding,
          aten.conv2d.padding, aten.conv3d.padding, aten.convolution.default), _convolution),

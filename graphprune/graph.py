@@ -27,13 +27,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx as torch_fx
 from torch.fx import Node, map_arg
 
+from .errors import InputError
 from .signature import Signature
+
+if TYPE_CHECKING:
+    from .axes.axis import Axes
+    from .axes.typing import Typing
+    from .plan import Plan
 
 _SHORT_DTYPE = {
     torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16",
@@ -67,6 +73,8 @@ class Graph:
     persistent: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     _module: Any = field(default=None, repr=False, compare=False)
+    _typing: Any = field(default=None, repr=False, compare=False)
+    _axes: Any = field(default=None, repr=False, compare=False)
 
     # ---- reading -------------------------------------------------------------------------------
 
@@ -147,7 +155,15 @@ class Graph:
             # node_copy does not bring an output node's meta dict along as a copy, so copy all of them.
             mapping[node] = fresh.node_copy(node, lambda n: mapping[n])
             mapping[node].meta = dict(node.meta)
-        return replace(self, fx=fresh, tensors=dict(self.tensors), tied=dict(self.tied), _module=None)
+        return replace(
+            self,
+            fx=fresh,
+            tensors=dict(self.tensors),
+            tied=dict(self.tied),
+            _module=None,
+            _typing=None,
+            _axes=None,
+        )
 
     def add_tensor(self, name: str, value: torch.Tensor, *, before: Node, trainable: bool) -> Node:
         """Add a parameter or buffer under a free name near ``name``; returns its ``get_attr`` node."""
@@ -231,6 +247,60 @@ class Graph:
 
     def _fake(self, value: torch.Tensor) -> Any:
         return self.fake_mode.from_tensor(value.detach(), static_shapes=True)
+
+    # ---- axes: what can go (the layers behind these load when first asked) ------------------------
+
+    @property
+    def typing(self) -> Typing:
+        """The type of every dimension of every value; inferred once."""
+        if self._typing is None:
+            from .axes.typing import Typing
+
+            self._typing = Typing(self)
+        return self._typing
+
+    @property
+    def axes(self) -> Axes:
+        """The axes by name: size, members, exact, statistical or frozen, and why."""
+        if self._axes is None:
+            from .axes.axis import Axes
+
+            self._axes = Axes(self.typing)
+        return self._axes
+
+    def explain(self, name: str) -> str:
+        """In words, what a parameter, module or axis is coupled with, or why it is frozen."""
+        return self.axes.explain(name)
+
+    def plan(
+        self, removed: Mapping[Any, Any] | None = None, *, ratio: float | None = None,
+        importance: Any = "l2", statistical: bool = False, align: int = 1, seed: int = 0,
+    ) -> Plan:  # fmt: skip
+        """A plan: either the positions to remove by axis, or the least important ``ratio`` of every axis.
+
+        Raises:
+            InputError: both or neither are given, or the ratio is out of range.
+            AxisError: an axis is unknown or frozen, or a position is out of range.
+        """
+        from .plan import make_plan, plan_ratio
+
+        if (removed is None) == (ratio is None):
+            raise InputError("give either the positions to remove by axis, or a ratio")
+        if removed is not None:
+            return make_plan(self, removed)
+        return plan_ratio(self, ratio, importance, statistical=statistical, align=align, seed=seed)  # type: ignore[arg-type]
+
+    def apply(self, plan: Plan) -> Graph:
+        """A new, smaller graph; this one is untouched. See :func:`graphprune.rewrite.apply_plan`."""
+        from .rewrite import apply_plan
+
+        return apply_plan(self, plan)
+
+    def compose(self, first: Plan, second: Plan) -> Plan:
+        """The plan that does at once what ``first`` here and then ``second`` on the result do."""
+        from .rewrite import compose
+
+        return compose(self, first, second)
 
     # ---- running ---------------------------------------------------------------------------------
 

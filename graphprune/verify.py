@@ -14,13 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._pytree import tree_map
 
 from .errors import VerificationError
 from .graph import Graph
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 # Relative tolerance of an exact rewrite by the outputs' precision.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -196,3 +199,34 @@ def require(certificate: Certificate, what: str) -> Certificate:
     if not certificate.passed:
         raise VerificationError(f"{what}: {certificate.reason}")
     return certificate
+
+
+def mask_equivalence(
+    graph: Graph,
+    plan: Plan,
+    inputs: Sequence[Sequence[torch.Tensor]] | None = None,
+    *,
+    pruned: Graph | None = None,
+    tolerance: float | None = None,
+) -> Certificate:
+    """Certificate 1: the pruned network against the original with every removed position zeroed.
+
+    The original runs operator by operator; the removed positions of every parameter and of every
+    value are set to zero as they are produced. That uses the axes' types but nothing of the rewrite.
+    A plan that touches a statistical axis is recorded, not required to match.
+
+    Args:
+        graph: the original.
+        plan: what is removed.
+        inputs: flat inputs of the calls to compare (default: the graph's examples).
+        pruned: the rewritten graph, if it was made already.
+        tolerance: relative; by default that of the outputs' precision.
+    """
+    from .masking import run_masked
+    from .rewrite import apply_plan
+
+    small = pruned if pruned is not None else apply_plan(graph, plan)
+    calls = inputs or [graph.examples]
+    exact = all(graph.axes[name].kind == "exact" for name in plan.removed)
+    return compare("mask", [small.run(*c) for c in calls], [run_masked(graph, plan, c) for c in calls],
+                   exact=exact, tolerance=tolerance)  # fmt: skip

@@ -1,0 +1,56 @@
+"""The original network with a plan's positions set to zero everywhere, run operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from .axes.terms import Atom, Term, mask
+from .axes.typing import Typed
+from .graph import Graph
+from .plan import Plan, keep_masks
+
+
+def run_masked(graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+    """Flat outputs of the original with every removed position zeroed in every parameter and value."""
+    return _Masked(graph, keep_masks(graph, plan)).run_on(inputs)
+
+
+class _Masked(fx.Interpreter):
+    def __init__(self, graph: Graph, masks: dict[Atom, np.ndarray]):
+        super().__init__(fx.GraphModule(graph.tensors, graph.fx))
+        self._dims, self._masks = graph.typing.dims, masks
+        self._full: dict[Term, torch.Tensor | None] = {}
+
+    def run_on(self, inputs: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+        with torch.no_grad():
+            return self.run(*inputs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        return value if n.op == "output" else self._zeroed(value, self._dims[n])
+
+    def _zeroed(self, value: Any, typed: Typed) -> Any:
+        if isinstance(value, torch.Tensor):
+            for dim, term in enumerate(typed):  # type: ignore[arg-type]
+                keep = self._mask(term)
+                if keep is not None:
+                    shape = [1] * value.dim()
+                    shape[dim] = -1
+                    # where, not multiplication: what is removed may be infinite or NaN by now.
+                    zero = torch.zeros((), dtype=value.dtype, device=value.device)
+                    value = torch.where(keep.reshape(shape).to(value.device), value, zero)
+            return value
+        if isinstance(value, (tuple, list)) and typed is not None:
+            return type(value)([self._zeroed(v, t) for v, t in zip(value, typed, strict=True)])
+        return value
+
+    def _mask(self, term: Term) -> torch.Tensor | None:
+        if term not in self._full:
+            keep = mask(term, self._masks)
+            self._full[term] = None if keep.all() else torch.from_numpy(keep)
+        return self._full[term]

@@ -1,0 +1,270 @@
+"""Which positions of which axes go: a value that can be printed, compared, saved and composed.
+
+A plan belongs to a network: it carries a digest of the axes' names and sizes, and is refused for
+any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .axes.axis import Axis
+from .axes.terms import Atom, kept_size
+from .cost import node_macs
+from .errors import AxisError, InputError
+from .importance import Importance, scores
+
+if TYPE_CHECKING:
+    from .graph import Graph
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a plan does to one axis; savings are what this axis alone would save."""
+
+    axis: str
+    before: int
+    after: int
+    macs: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Positions to remove, by axis name.
+
+    Attributes:
+        removed: axis name → positions that go, ascending; axes that keep everything are left out.
+        network: digest of the network's axes (see :func:`network_digest`).
+        rows: one for each axis in ``removed``: sizes and savings.
+        before, after: totals ``{"macs", "parameters", "bytes"}`` of the whole network.
+    """
+
+    removed: Mapping[str, tuple[int, ...]]
+    network: str
+    rows: tuple[Row, ...] = field(compare=False, default=())
+    before: Mapping[str, int] = field(compare=False, default_factory=dict)
+    after: Mapping[str, int] = field(compare=False, default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.removed)
+
+    def __str__(self) -> str:
+        head = ("axis", "before", "after", "MACs saved", "parameters saved", "bytes saved")
+        table = [head] + [
+            (r.axis, str(r.before), str(r.after), f"{r.macs:,}", f"{r.parameters:,}", f"{r.bytes:,}")
+            for r in self.rows
+        ]
+        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+        lines = [
+            "  ".join(
+                c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in table
+        ]
+        totals = ", ".join(f"{k} {self.before[k]:,} → {self.after[k]:,}" for k in self.before)
+        return "\n".join([*lines, f"whole network: {totals}" if totals else "nothing is removed"])
+
+    def to_json(self) -> str:
+        """The plan as JSON; :meth:`from_json` reads it back equal."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "network": self.network,
+                "removed": {k: list(v) for k, v in self.removed.items()},
+                "rows": [vars(r) for r in self.rows],
+                "before": dict(self.before),
+                "after": dict(self.after),
+            },
+            indent=1,
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """A plan from :meth:`to_json`'s text.
+
+        Raises:
+            InputError: the text is no plan, or one of a newer format.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] > FORMAT:
+                raise InputError(f"the plan has format {data['format']}, this version reads up to {FORMAT}")
+            removed = {str(k): tuple(int(i) for i in v) for k, v in data["removed"].items()}
+            rows = tuple(Row(**r) for r in data.get("rows", ()))
+            return Plan(removed, str(data["network"]), rows, data.get("before", {}), data.get("after", {}))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"this is not a plan: {error!r}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan's JSON to a file."""
+        Path(path).write_text(self.to_json())
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read a plan's JSON from a file. Raises InputError as :meth:`from_json` does."""
+        return Plan.from_json(Path(path).read_text())
+
+
+def network_digest(graph: Graph) -> str:
+    """SHA-256 over the names, sizes and kinds of a graph's axes: the identity a plan is bound to."""
+    text = "\n".join(f"{a.name} {a.size} {a.kind}" for a in graph.axes.values())
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_plan(graph: Graph, removed: Mapping[str | Axis, Iterable[int]]) -> Plan:
+    """The plan that removes the given positions.
+
+    Raises:
+        AxisError: an axis is unknown or frozen (with its reason), a position is out of range, or
+            nothing would be left of an axis.
+    """
+    axes = graph.axes
+    chosen: dict[str, tuple[int, ...]] = {}
+    for key, positions in removed.items():
+        axis = axes[key]  # type: ignore[index]
+        gone = tuple(sorted({int(p) for p in positions}))
+        if not gone:
+            continue
+        if axis.kind == "frozen":
+            at = f" (decided at {axis.node})" if axis.node else ""
+            raise AxisError(f"axis {axis.name!r} is frozen: {axis.reason}{at}")
+        if gone[0] < 0 or gone[-1] >= axis.size:
+            bad = gone[0] if gone[0] < 0 else gone[-1]
+            raise AxisError(f"axis {axis.name!r} has positions 0 to {axis.size - 1}, not {bad}")
+        if len(gone) == axis.size:
+            raise AxisError(f"axis {axis.name!r} would lose all {axis.size} positions; keep at least one")
+        chosen[axis.name] = gone
+    return _with_costs(graph, {k: chosen[k] for k in axes if k in chosen})
+
+
+def plan_ratio(
+    graph: Graph,
+    ratio: float,
+    importance: Importance = "l2",
+    *,
+    statistical: bool = False,
+    align: int = 1,
+    seed: int = 0,
+) -> Plan:
+    """The plan that removes the least important share of every exact axis.
+
+    Args:
+        ratio: share of each axis's positions to remove, in [0, 1); at least one position stays.
+        importance: see :func:`graphprune.importance.scores`.
+        statistical: prune axes that a statistic runs over, too.
+        align: keep a multiple of this many positions where the axis has that many.
+        seed: for random importance.
+
+    Raises:
+        InputError: ``ratio`` or ``align`` is out of range, or the importance is unknown.
+    """
+    if not 0 <= ratio < 1:
+        raise InputError(f"ratio must be at least 0 and below 1, got {ratio}")
+    if align < 1:
+        raise InputError(f"align must be at least 1, got {align}")
+    removed: dict[str | Axis, list[int]] = {}
+    for axis in graph.axes.prunable:
+        if axis.kind == "statistical" and not statistical:
+            continue
+        keep = max(1, axis.size - int(axis.size * ratio))
+        if align > 1:
+            keep = min(axis.size, -(-keep // align) * align)
+        if keep < axis.size:
+            order = scores(graph, axis, importance, seed).argsort(stable=True)
+            removed[axis.name] = order[: axis.size - keep].tolist()
+    return make_plan(graph, removed)
+
+
+def keep_masks(graph: Graph, plan: Plan) -> dict[Atom, np.ndarray]:
+    """Atom → boolean mask of the positions that stay.
+
+    Raises:
+        AxisError: the plan belongs to another network.
+    """
+    if plan.network != network_digest(graph):
+        raise AxisError("the plan was made for another network: its axes have other names or sizes")
+    masks = {}
+    for name, positions in plan.removed.items():
+        axis = graph.axes[name]
+        masks[axis.atom] = np.ones(axis.size, bool)
+        masks[axis.atom][list(positions)] = False
+    return masks
+
+
+def _with_costs(graph: Graph, removed: dict[str, tuple[int, ...]]) -> Plan:
+    sizes = {graph.axes[k].atom: graph.axes[k].size - len(v) for k, v in removed.items()}
+    model = CostModel(graph)
+    before = model.totals({})
+    rows = []
+    for name, positions in removed.items():
+        axis = graph.axes[name]
+        saved = model.savings(axis.atom, axis.size - len(positions))
+        rows.append(Row(name, axis.size, axis.size - len(positions), *saved))
+    return Plan(removed, network_digest(graph), tuple(rows), before, model.totals(sizes))
+
+
+class CostModel:
+    """MACs, parameters and bytes of a graph as functions of its axes' sizes."""
+
+    def __init__(self, graph: Graph):
+        typing = graph.typing
+        self._dims = typing.dims
+        self._nodes = [n for n in graph.fx.nodes if node_macs(n)]
+        self._tensors = [
+            (typing.tensors[name], name in graph.parameters, t.element_size())
+            for name, t in graph.tensors.items()
+            if name in typing.tensors
+        ]
+        self._by_atom: dict[Atom, tuple[list[Any], list[Any]]] = {}
+        from .axes.terms import leaves
+
+        for node in self._nodes:
+            involved = [node, *node.all_input_nodes]
+            for atom in {a for n in involved for term in _tensor_dims(self._dims[n]) for a in leaves(term)}:
+                self._by_atom.setdefault(atom, ([], []))[0].append(node)
+        for entry in self._tensors:
+            for atom in {a for term in entry[0] for a in leaves(term)}:
+                self._by_atom.setdefault(atom, ([], []))[1].append(entry)
+
+    def totals(self, sizes: Mapping[Atom, int]) -> dict[str, int]:
+        """``{"macs", "parameters", "bytes"}`` when each atom has ``sizes[atom]`` positions."""
+        macs, parameters, size = self._evaluate(self._nodes, self._tensors, sizes)
+        return {"macs": macs, "parameters": parameters, "bytes": size}
+
+    def savings(self, atom: Atom, size: int) -> tuple[int, int, int]:
+        """MACs, parameters and bytes saved when one atom alone shrinks to ``size``."""
+        nodes, tensors = self._by_atom.get(atom, ([], []))
+        now = self._evaluate(nodes, tensors, {})
+        then = self._evaluate(nodes, tensors, {atom: size})
+        return (now[0] - then[0], now[1] - then[1], now[2] - then[2])
+
+    def _evaluate(self, nodes: Any, tensors: Any, sizes: Mapping[Atom, int]) -> tuple[int, int, int]:
+        def shape(argument: Any) -> tuple[int, ...]:
+            return tuple([kept_size(term, sizes) for term in _tensor_dims(self._dims[argument])])
+
+        macs = sum(node_macs(n, shape) for n in nodes)
+        parameters = total = 0
+        for dims, trained, width in tensors:
+            count = 1
+            for term in dims:
+                count *= kept_size(term, sizes)
+            parameters += count if trained else 0
+            total += count * width
+        return macs, parameters, total
+
+
+def _tensor_dims(typed: Any) -> tuple[Any, ...]:
+    if typed is None:
+        return ()
+    return typed if typed.__class__ is tuple else _tensor_dims(typed[0])

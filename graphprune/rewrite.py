@@ -1,0 +1,124 @@
+"""A plan and a graph make a smaller graph; every size is derived again from its axis.
+
+Parameters and buffers are sliced along every dimension that lost positions; operators get the sizes,
+groups, split points and constants that their rules derive; then every shape is inferred anew, which
+fails loudly if anything was forgotten. The old graph is untouched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .axes.terms import Atom, Term, kept_size, mask, resolve
+from .axes.typing import Dims
+from .errors import VerificationError
+from .graph import Graph
+from .plan import Plan, keep_masks, make_plan
+
+
+def apply_plan(graph: Graph, plan: Plan) -> Graph:
+    """A new graph without the plan's positions.
+
+    Raises:
+        AxisError: the plan was made for another network.
+        VerificationError: a rule missed something: shapes no longer fit, or an output changed shape.
+    """
+    masks = keep_masks(graph, plan)
+    if not masks:
+        return graph.copy()
+    sizes = {atom: int(keep.sum()) for atom, keep in masks.items()}
+    typing = graph.typing
+    small = graph.copy()
+    for name, value in graph.tensors.items():
+        sliced = _slice(value, typing.tensors[name], masks)
+        if sliced is not value:
+            small.set_tensor(name, sliced)
+
+    def kept(term: Term) -> int:
+        return kept_size(term, sizes)
+
+    for old, new in zip(graph.fx.nodes, list(small.fx.nodes), strict=True):
+        for derivation in typing.derivations.get(old, ()):
+            derivation(new, kept)
+        for (index, place), value in new.meta.pop("new_constants", ()):
+            _replace_constant(small, new, index, place, value)
+    small.sweep()
+    try:
+        small.propagate()
+    except Exception as error:
+        note = "; ".join(getattr(error, "__notes__", []))
+        raise VerificationError(f"the plan leaves shapes that do not fit: {error} {note}") from error
+    _same_outputs(graph, small)
+    return small
+
+
+def _slice(value: torch.Tensor, dims: Dims, masks: dict[Atom, np.ndarray]) -> torch.Tensor:
+    for dim, term in enumerate(dims):
+        keep = mask(term, masks) if _touched(term, masks) else None
+        if keep is not None and not keep.all():
+            where = torch.from_numpy(np.flatnonzero(keep)).to(value.device)
+            value = value.detach().index_select(dim, where)
+    return value
+
+
+def _touched(term: Term, masks: dict[Atom, np.ndarray]) -> bool:
+    term = resolve(term)
+    if isinstance(term, Atom):
+        return term in masks
+    children: Any = getattr(term, "factors", None) or getattr(term, "parts", ())
+    return any(_touched(child, masks) for child in children)
+
+
+def _replace_constant(graph: Graph, node: Any, index: int, place: int | None, value: torch.Tensor) -> None:
+    """Give an argument (or entry ``place`` of a list argument) a constant of its own."""
+    old = node.args[index] if place is None else node.args[index][place]
+    source = graph.add_tensor(
+        str(old.target), value.to(graph.tensor(old).device), before=node, trainable=False
+    )
+    if place is not None:
+        entries = list(node.args[index])
+        entries[place] = source
+        node.update_arg(index, entries)
+    else:
+        node.update_arg(index, source)
+
+
+def _same_outputs(before: Graph, after: Graph) -> None:
+    for old, new in zip(before.output.args[0], after.output.args[0], strict=True):  # type: ignore[arg-type]
+        ours, theirs = (getattr(n, "meta", {}).get("val") for n in (old, new))
+        if not isinstance(ours, torch.Tensor) or not isinstance(theirs, torch.Tensor):
+            continue
+        if tuple(ours.shape) != tuple(theirs.shape):
+            raise VerificationError(
+                f"the plan changes the shape of output {old.name!r} from {tuple(ours.shape)} "
+                f"to {tuple(theirs.shape)}"
+            )
+
+
+def compose(graph: Graph, first: Plan, second: Plan) -> Plan:
+    """The one plan that does what ``first`` on ``graph`` and then ``second`` on the result do.
+
+    Raises:
+        AxisError: a plan does not belong, or the second one cuts an axis of the smaller network
+            where the original has no axis.
+    """
+    masks = keep_masks(graph, first)
+    small = apply_plan(graph, first)
+    removed: dict[str, set[int]] = {name: set(p) for name, p in first.removed.items()}
+    later = keep_masks(small, second)
+    for name in graph.tensors:
+        if name not in small.tensors:
+            continue
+        for dim, term in enumerate(graph.typing.tensors[name]):
+            stays = np.flatnonzero(mask(term, masks))
+            survives = np.zeros(term.size, bool)
+            survives[stays[mask(small.typing.tensors[name][dim], later)]] = True
+            for axis, index in graph.axes.of(name, dim):
+                here = index[stays]
+                gone = set(here[here >= 0]) - set(index[survives])
+                if gone and axis.prunable:
+                    removed.setdefault(axis.name, set()).update(int(p) for p in gone)
+    return make_plan(graph, removed)  # type: ignore[arg-type]
