@@ -221,6 +221,8 @@ def _from_program(program: torch.export.ExportedProgram, model: Any, example: An
             continue
         if node.op == "placeholder":
             mapping[node] = fresh.placeholder(next(names).replace(".", "_"))
+            # fx assigns by target but reads by name: with a parameter of that name, the two would be mixed up.
+            mapping[node].target = mapping[node].name
         else:
             mapping[node] = fresh.node_copy(node, lambda n: mapping[n])
         mapping[node].meta = _meta(node)
@@ -301,6 +303,7 @@ def _canonical_names(graph: fx.Graph, tensors: dict[str, torch.Tensor], owner: A
 
 def _mark_training(graph: Graph, model: torch.nn.Module | None) -> None:
     """Mark the operators whose training flag came from their module's mode."""
+    _restore_attention_dropout(graph, model)
     for node in graph.find(*TRAINING_ARGUMENT, aten.scaled_dot_product_attention.default):
         kind, owner = node.meta.get("module_type", ""), None
         if model is not None and node.meta.get("module") is not None:
@@ -318,6 +321,20 @@ def _mark_training(graph: Graph, model: torch.nn.Module | None) -> None:
             continue  # its flag says which statistics to use, and InstanceNorm's own modules differ
         elif node.args[2] is False:
             node.meta["follows_training"] = True
+
+
+def _restore_attention_dropout(graph: Graph, model: torch.nn.Module | None) -> None:
+    """Dropout on attention weights, which ``MultiheadAttention`` leaves out altogether in evaluation mode."""
+    for node in list(graph.find(aten.softmax.int)):
+        owner = (
+            _submodule(model, node.meta["module"]) if model is not None and "module" in node.meta else None
+        )
+        if not isinstance(owner, torch.nn.MultiheadAttention) or not owner.dropout:
+            continue
+        with graph.fx.inserting_after(node):
+            dropout = graph.fx.call_function(aten.dropout.default)
+        node.replace_all_uses_with(dropout)
+        dropout.args, dropout.meta = (node, owner.dropout, False), dict(node.meta)
 
 
 def _submodule(model: torch.nn.Module, path: str) -> torch.nn.Module | None:
