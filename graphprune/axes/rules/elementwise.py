@@ -67,7 +67,7 @@ rule(
     *aten_operators(
         """dropout alpha_dropout feature_dropout feature_alpha_dropout contiguous detach alias
         lift_fresh_copy lift_fresh to.dtype to.dtype_layout to.device to.other to.prim_Device _to_copy
-        type_as detach_copy zeros_like ones_like full_like empty_like copy hardswish relu_"""
+        type_as detach_copy zeros_like ones_like full_like empty_like copy fill.Scalar fill.Tensor zero"""
     )
 )(first_operand)
 

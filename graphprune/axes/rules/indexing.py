@@ -74,9 +74,9 @@ def _constant_selection(
         return None
     chosen = positions.numpy().astype(np.int64) % term.size
     starts = np.flatnonzero(np.diff(chosen) != 1) + 1
-    runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(chosen, starts)]
-    if len(runs) > MAX_RUNS:
+    if len(starts) >= MAX_RUNS:
         return None
+    runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(chosen, starts)]
     seams = sorted({0, term.size, *(edge for run in runs for edge in run)})
     try:
         pieces = cut(term, np.diff(seams).tolist())
