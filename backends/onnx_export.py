@@ -30,6 +30,8 @@ from graphprune.target import Target
 from .onnx_files import DATA_FILE, MODEL_FILE
 from .onnx_precision import computable
 
+aten = torch.ops.aten
+
 OPSET = 20
 
 # A protobuf message ends at 2 GiB; the graph itself needs room beside the tensors.
@@ -98,6 +100,9 @@ def _program(graph: Graph, kept: Sequence[int]) -> torch.export.ExportedProgram:
     graph = graph.copy()
     flat = graph.output.args[0]
     graph.output.args = (tuple(flat[i] for i in kept),)  # type: ignore[index]
+    for node in graph.find(aten.view.default):
+        # A view of attention's result fits the strides of the kernel that was captured, and no others.
+        node.target = aten.reshape.default
     examples, shapes = [], []
     for node, example in zip(graph.placeholders, graph.examples, strict=True):
         sizes = node.meta["val"].shape

@@ -35,9 +35,10 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         OSError: something could not be written; the directory is as it was and nothing else is left.
     """
-    made = _make_parents(directory.parent)
+    made = [p for p in (directory.parent, *directory.parent.parents) if not p.exists()]
     partial = _sibling(directory, "partial")
     try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
         clean_up(directory)
         partial.mkdir()
         with _locked(partial):
@@ -51,7 +52,7 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
         _flush(directory.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        for parent in reversed(made):
+        for parent in made:
             with suppress(OSError):
                 parent.rmdir()
         raise
@@ -112,13 +113,6 @@ def _locked(directory: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _make_parents(parent: Path) -> list[Path]:
-    """Create missing parents; returns those it made, outermost first."""
-    missing = [p for p in (parent, *parent.parents) if not p.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    return missing[::-1]
-
-
 def _flush(directory: Path) -> None:
     """Flush a directory's entries to disk where the system can."""
     if os.name == "nt":
@@ -132,9 +126,12 @@ def _flush(directory: Path) -> None:
 
 def _put_in_place(partial: Path, directory: Path) -> None:
     if not directory.exists():
-        with suppress(FileExistsError):
+        try:
             os.rename(partial, directory)
             return
+        except OSError as error:  # somebody else was first
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
     if not _exchange(partial, directory):
         aside = _sibling(directory, "old")
         os.rename(directory, aside)

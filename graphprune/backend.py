@@ -69,9 +69,10 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class Audit:
-    """Every operator of a lowered artifact as the runtime executes it."""
+    """Every operator of a lowered artifact as the runtime executes it; ``notes`` say how it was found out."""
 
     rows: tuple[AuditRow, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -79,7 +80,20 @@ class Audit:
         counts: dict[str, int] = {}
         for row in self.rows:
             counts[row.operator] = counts.get(row.operator, 0) + 1
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        return _most_first(counts)
+
+    @property
+    def macs(self) -> dict[str, int]:
+        """Precision → multiply-accumulates computed in it, most first."""
+        macs: dict[str, int] = {}
+        for row in self.rows:
+            if row.macs:
+                macs[row.precision] = macs.get(row.precision, 0) + row.macs
+        return _most_first(macs)
+
+
+def _most_first(counts: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 class Runner(Protocol):
