@@ -6,6 +6,15 @@ on one line and exits with :attr:`GraphpruneError.exit_code`; anything else that
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the nearest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
 
 class GraphpruneError(Exception):
     """Base of all deliberate errors. ``exit_code`` is what the command line returns for it."""

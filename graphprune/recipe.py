@@ -19,8 +19,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import GraphpruneError, RecipeError
-from .textual import make_pass, parse_pipeline, suggestion
+from .errors import GraphpruneError, RecipeError, suggestion
+from .textual import make_pass, parse_pipeline
 
 if sys.version_info >= (3, 11):
     import tomllib

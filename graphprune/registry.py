@@ -13,8 +13,7 @@ from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
-from .errors import RecipeError
-from .textual import suggestion
+from .errors import RecipeError, suggestion
 
 
 @dataclass

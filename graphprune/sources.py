@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import MissingExtraError, SourceError
+from .errors import MissingExtraError, SourceError, suggestion
 
 RANDOM_WEIGHTS = "weights are random: the source names an architecture, not a checkpoint"
 _FORMS = "module:callable, FILE.pt2, timm:NAME, torchvision:NAME or transformers:PATH_OR_TYPE"
@@ -89,8 +89,6 @@ def load_object(text: str, directory: str | Path = ".") -> Any:
     value: Any = module
     for part in attribute.split("."):
         if not hasattr(value, part):
-            from .textual import suggestion
-
             public = [n for n in vars(module) if not n.startswith("_")]
             raise SourceError(f"{where} has no attribute {part!r}{suggestion(part, public)}")
         value = getattr(value, part)
@@ -193,8 +191,6 @@ def _library(package: str, extra: str, purpose: str) -> Any:
 
 def _build(what: str, make: Callable[[], Any], names: Callable[[], Any]) -> Any:
     """Call a library's factory; an unknown name is answered with the nearest known one."""
-    from .textual import suggestion
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

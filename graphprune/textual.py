@@ -7,14 +7,13 @@ bare words, ``"quoted strings"`` or lists ``[a b c]``. Whatever is printed parse
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from .errors import RecipeError
+from .errors import RecipeError, suggestion
 from .pipeline import Pass
 
 _TOKEN = re.compile(
@@ -66,12 +65,6 @@ def print_pass(step: Pass) -> str:
     """The textual form of one pass, with the options that differ from their defaults."""
     options = " ".join(f"{k.replace('_', '-')}={print_value(v)}" for k, v in step.options().items())
     return f"{step.name}{{{options}}}" if options else step.name
-
-
-def suggestion(word: str, known: Any) -> str:
-    """`` (did you mean 'x'?)`` for the nearest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 class _Reader:
