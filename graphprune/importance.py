@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Union
 import torch
 
 from .axes.axis import Axis
-from .errors import InputError
-from .textual import suggestion
+from .errors import InputError, suggestion
 
 if TYPE_CHECKING:
     from .graph import Graph

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import AxisError
-from ..textual import suggestion
+from ..errors import AxisError, suggestion
 from .terms import Atom, Concat, Term, leaves, placements, resolve
 from .typing import Typing
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import sys
 from collections.abc import Iterable
 from typing import TextIO
@@ -49,7 +48,10 @@ def show_sections(tables: Iterable[Section], file: TextIO | None = None) -> None
 
 
 def _group(tables: Iterable[Section]) -> Group:
-    return Group(*itertools.chain.from_iterable((_table(section), "") for section in tables))
+    parts: list[Table | str] = []
+    for section in tables:
+        parts += [_table(section), ""]
+    return Group(*parts)
 
 
 def _table(section: Section) -> Table:
