@@ -59,7 +59,8 @@ def export(graph: Graph, target: Target, backend: str) -> Lowered:
     kept = [i for i, value in enumerate(flat) if isinstance(value, fx.Node)]
     if not kept:
         raise BackendError("no output of the graph is a tensor, so there is nothing to lower")
-    with _quiet():
+    # Attention has other strides where gradients are recorded, and the exporter derives shapes more than once.
+    with _quiet(), torch.no_grad():
         model = _translate(computed, _program(computed, kept))
     _strip(model)
     named = structure.names(structure.of_spec(graph.signature.out_spec), "output")
