@@ -35,11 +35,15 @@ class Registry:
         for point in entry_points(group=self.group):
             if found.get(point.name, point.value) != point.value:
                 raise RecipeError(
-                    f"two {self.kind}s are called {point.name!r}: {found[point.name]} and {point.value}; "
+                    f"two {self._plural} are called {point.name!r}: {found[point.name]} and {point.value}; "
                     "uninstall or rename one"
                 )
             found[point.name] = point.value
         return dict(sorted(found.items()))
+
+    @property
+    def _plural(self) -> str:
+        return "passes" if self.kind == "pass" else f"{self.kind}s"
 
     def load(self, name: str) -> Any:
         """What ``name`` stands for.
