@@ -37,6 +37,8 @@ from .errors import InputError
 from .signature import Signature
 
 if TYPE_CHECKING:
+    import networkx
+
     from .axes.axis import Axes
     from .axes.typing import Typing
     from .plan import Plan
@@ -75,6 +77,7 @@ class Graph:
     _module: Any = field(default=None, repr=False, compare=False)
     _typing: Any = field(default=None, repr=False, compare=False)
     _axes: Any = field(default=None, repr=False, compare=False)
+    _dependencies: Any = field(default=None, repr=False, compare=False)
 
     # ---- reading -------------------------------------------------------------------------------
 
@@ -163,6 +166,7 @@ class Graph:
             _module=None,
             _typing=None,
             _axes=None,
+            _dependencies=None,
         )
 
     def add_tensor(self, name: str, value: torch.Tensor, *, before: Node, trainable: bool) -> Node:
@@ -267,6 +271,15 @@ class Graph:
 
             self._axes = Axes(self.typing)
         return self._axes
+
+    @property
+    def dependencies(self) -> networkx.MultiGraph:
+        """How axes and parameters are coupled. See :func:`graphprune.dependency.dependencies`."""
+        if self._dependencies is None:
+            from .dependency import dependencies
+
+            self._dependencies = dependencies(self)
+        return self._dependencies
 
     def explain(self, name: str) -> str:
         """In words, what a parameter, module or axis is coupled with, or why it is frozen."""

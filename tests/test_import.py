@@ -32,7 +32,7 @@ LAYERS = {
         "graph", "batch", "functionalize", "module", "inputs", "declared_inputs", "capture", "original",
         "cost",
     ),
-    "type": ("axes", "dependency"),
+    "type": ("axes", "dependency", "drawing"),
     "plan": ("importance", "plan"),
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InputError
 from .console import Debug, Json, print_json, print_tables, stage
 
 if TYPE_CHECKING:
@@ -26,11 +27,25 @@ def inspect(
     ] = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Keep the batch size open.")] = False,
     graph: Annotated[bool, typer.Option("--graph", help="Print the graph's text as well.")] = False,
+    axes: Annotated[bool, typer.Option("--axes/--no-axes", help="List the axes that can be pruned.")] = True,
+    frozen: Annotated[bool, typer.Option("--frozen", help="List the frozen axes too, with reasons.")] = False,
+    explain: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Say what an axis, parameter or module is coupled with."),
+    ] = None,
+    draw: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the coupling of axes as FILE.svg, .dot or .json."),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show a model's graph and costs, or an artifact's manifest and what its runtime executes."""
     if (Path(source) / MANIFEST).is_file():
+        if frozen or explain or draw:
+            raise InputError(
+                f"{source} is an artifact, whose axes are gone; --frozen, --explain and --draw need a model"
+            )
         from .artifacts import describe, sections
 
         with stage(json) as say:
@@ -41,12 +56,26 @@ def inspect(
         else:
             print_tables(list(sections(found)))
         return
+    from ..dependency import selection, write
+    from .axes import axes_json, axes_section
+
     with stage(json) as say:
         captured, notes = _capture(source, inputs or [], dynamic_batch, say)
+        if draw is not None:
+            say(f"draw {draw}")
+            write(selection(captured.dependencies, frozen=frozen), draw)
     if json:
-        print_json({**model_json(captured, notes), **({"graph": str(captured)} if graph else {})})
+        extra: dict[str, Any] = {"graph": str(captured)} if graph else {}
+        extra |= {"explanation": captured.explain(explain)} if explain else {}
+        extra |= {"axes": axes_json(captured, frozen)} if axes else {}
+        print_json({**model_json(captured, notes), **extra})
+        return
+    if explain:
+        print(captured.explain(explain))
         return
     print_tables(list(model_sections(captured, source, notes)))
+    if axes:
+        print_tables([axes_section(captured, frozen)])
     if graph:
         print(captured)
 
@@ -67,7 +96,7 @@ def _capture(source: str, inputs: list[str], dynamic_batch: bool, say: Any) -> t
 
 
 def model_sections(graph: Graph, source: str, notes: tuple[str, ...]) -> Iterator[Section]:
-    """The tables about a model; a new kind of finding (its axes, say) is one more ``yield`` here."""
+    """The tables about a model; a new kind of finding is one more ``yield`` here."""
     yield _interface(graph, source)
     yield _totals(graph)
     yield _operators(graph)
