@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .axes.terms import Atom, Term, kept_size, mask, resolve
+from .axes.terms import Atom, Term, children, kept_size, mask, resolve
 from .axes.typing import Dims
 from .errors import VerificationError
 from .graph import Graph
 from .plan import Plan, keep_masks, make_plan
+from .provenance import Provenance
 
 
 def apply_plan(graph: Graph, plan: Plan) -> Graph:
@@ -32,6 +33,7 @@ def apply_plan(graph: Graph, plan: Plan) -> Graph:
     sizes = {atom: int(keep.sum()) for atom, keep in masks.items()}
     typing = graph.typing
     small = graph.copy()
+    small.provenance = Provenance.of(graph)
     for name, value in graph.tensors.items():
         sliced = _slice(value, typing.tensors[name], masks)
         if sliced is not value:
@@ -68,8 +70,7 @@ def _touched(term: Term, masks: dict[Atom, np.ndarray]) -> bool:
     term = resolve(term)
     if isinstance(term, Atom):
         return term in masks
-    children: Any = getattr(term, "factors", None) or getattr(term, "parts", ())
-    return any(_touched(child, masks) for child in children)
+    return any(_touched(child, masks) for child in children(term))
 
 
 def _replace_constant(graph: Graph, node: Any, index: int, place: int | None, value: torch.Tensor) -> None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from ..errors import AxisError, suggestion
-from .terms import Atom, Concat, Term, leaves, placements, resolve
+from .terms import Atom, Concat, Term, children, leaves, placements, resolve
 from .typing import Typing
 
 KINDS = ("exact", "statistical", "frozen")
@@ -76,7 +75,7 @@ class Axes(Mapping[str, Axis]):
     >>> print(axes.explain("0.weight"))
     0.weight [8, 3]
       dim 0: axis 0.weight[0], 8 positions, exact; coupled with 0.bias[0] [8], 2.weight[1] [8]
-      dim 1: frozen at input: the caller passes it
+      dim 1: frozen at input_1: the caller passes it
     """
 
     def __init__(self, typing: Typing):
@@ -213,10 +212,8 @@ def placement_text(term: Term, atom: Atom) -> str:
     term = resolve(term)
     if term.__class__ is Atom:
         return f"[{term.size}]" if term is atom else str(term.size)
-    children: Any = term.parts if isinstance(term, Concat) else term.factors  # type: ignore[union-attr]
     texts = []
-    for child in children:
-        child = resolve(child)
+    for child in children(term):
         text = placement_text(child, atom)
         if child.__class__ is not Atom and not isinstance(child, type(term)):
             text = f"({text})" if isinstance(child, Concat) else text

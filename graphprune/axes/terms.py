@@ -133,12 +133,16 @@ def parts(term: Term) -> list[Term]:
     if term.__class__ is not Concat:
         return [term]
     flat: list[Term] = []
-    for part in term.parts:  # type: ignore[union-attr]
-        part = resolve(part)
+    # A stack, not recursion: cut one piece after another off an atom, and the rest nests as deep as that.
+    stack = [*term.parts[::-1]]  # type: ignore[union-attr]
+    while stack:
+        part = resolve(stack.pop())
         if part.__class__ is Concat:
-            flat.extend(parts(part))
+            stack.extend(part.parts[::-1])  # type: ignore[union-attr]
         else:
             flat.append(part)
+    if len(flat) != len(term.parts):  # type: ignore[union-attr]
+        term.parts = tuple(flat)  # type: ignore[union-attr]
     return flat
 
 
@@ -159,12 +163,17 @@ def concat(*terms: Term) -> Term:
     Raises:
         ValueError: no part has a position.
     """
-    flat = [p for t in terms for p in parts(t) if p.size]
+    # A unit has no atom to say why it stays, so inside a concatenation a frozen single stands for it.
+    flat = [p if p.__class__ is not Product or p.size != 1 else Atom(1, SINGLE)
+            for t in terms for p in parts(t) if p.size]  # fmt: skip
     if not flat:
         raise ValueError("a concatenation needs at least one position")
     if len(flat) == 1:
         return flat[0]
     return Concat(tuple(flat), sum(p.size for p in flat))
+
+
+SINGLE = Reason("a single position")
 
 
 def leaves(term: Term) -> Iterator[Atom]:
@@ -173,19 +182,22 @@ def leaves(term: Term) -> Iterator[Atom]:
     if term.__class__ is Atom:
         yield term  # type: ignore[misc]
     else:
-        for child in term.factors if term.__class__ is Product else term.parts:  # type: ignore[union-attr]
+        for child in children(term):
             yield from leaves(child)
+
+
+def children(term: Term) -> Sequence[Term]:
+    """The resolved terms one level down: a flat product's factors, a concatenation's parts."""
+    if term.__class__ is Atom:
+        return ()
+    return factors(term) if term.__class__ is Product else parts(term)
 
 
 def freeze(term: Term, reason: Reason) -> None:
     """Freeze every atom of a term; the first reason is the one that stays."""
-    term = resolve(term)
-    if term.__class__ is Atom:
-        if term.frozen is None:  # type: ignore[union-attr]
-            term.frozen = reason  # type: ignore[union-attr]
-    else:
-        for child in term.factors if term.__class__ is Product else term.parts:  # type: ignore[union-attr]
-            freeze(child, reason)
+    for atom in leaves(term):
+        if atom.frozen is None:
+            atom.frozen = reason
 
 
 def mark_statistical(term: Term, reason: Reason) -> None:
@@ -459,9 +471,9 @@ def mask(term: Term, keep: Mapping[Atom, np.ndarray]) -> np.ndarray:
         chosen = keep.get(term)  # type: ignore[arg-type]
         return np.ones(term.size, bool) if chosen is None else chosen
     if term.__class__ is Concat:
-        return np.concatenate([mask(p, keep) for p in term.parts])  # type: ignore[union-attr]
+        return np.concatenate([mask(p, keep) for p in parts(term)])
     result = np.ones(1, bool)
-    for factor in term.factors:  # type: ignore[union-attr]
+    for factor in factors(term):
         result = np.logical_and.outer(result, mask(factor, keep)).reshape(-1)
     return result
 
@@ -472,9 +484,9 @@ def kept_size(term: Term, sizes: Mapping[Atom, int]) -> int:
     if term.__class__ is Atom:
         return sizes.get(term, term.size)  # type: ignore[arg-type]
     if term.__class__ is Concat:
-        return sum(kept_size(p, sizes) for p in term.parts)  # type: ignore[union-attr]
+        return sum(kept_size(p, sizes) for p in parts(term))
     total = 1
-    for factor in term.factors:  # type: ignore[union-attr]
+    for factor in factors(term):
         total *= kept_size(factor, sizes)
     return total
 
@@ -491,7 +503,7 @@ def placements(term: Term) -> list[tuple[Atom, np.ndarray]]:
     found: list[tuple[Atom, np.ndarray]] = []
     if term.__class__ is Concat:
         offset = 0
-        for part in term.parts:  # type: ignore[union-attr]
+        for part in parts(term):
             for atom, inner in placements(part):
                 index = np.full(term.size, -1)
                 index[offset : offset + part.size] = inner
@@ -499,7 +511,7 @@ def placements(term: Term) -> list[tuple[Atom, np.ndarray]]:
             offset += part.size
         return found
     outer, inner_size = 1, term.size
-    for factor in term.factors:  # type: ignore[union-attr]
+    for factor in factors(term):
         inner_size //= factor.size
         for atom, index in placements(factor):
             found.append((atom, np.tile(np.repeat(index, inner_size), outer)))
