@@ -168,7 +168,7 @@ def _captured(graph: Graph, calls: Calls, references: Calls) -> dict[str, Certif
     certificates = {}
     for title, wanted in references.items():
         certificate = compare("capture", [graph.run(*calls[title])], [wanted])
-        what = "the captured graph does not reproduce the model (if it draws random numbers: verify=False)"
+        what = "the captured graph does not reproduce the model"
         certificates[f"capture against original{at(title)}"] = require(certificate, what)
     return certificates
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,6 +19,8 @@ def flattened(channels: int, side: int) -> nn.Sequential:
 
 
 class TwoInputs(nn.Module):
+    example_input_array: Any = None
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(3, 2)
@@ -29,6 +31,8 @@ class TwoInputs(nn.Module):
 
 class Counting(nn.Module):
     """Writes a buffer on every call, in evaluation mode too, and draws random numbers."""
+
+    calls: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,8 +136,10 @@ def test_lightning_style_declarations() -> None:
 
 
 def test_timm_style_declarations() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1))
-    model.pretrained_cfg = {"input_size": (3, 40, 48)}
+    class Timm(nn.Sequential):
+        pretrained_cfg: ClassVar[dict[str, Any]] = {"input_size": (3, 40, 48)}
+
+    model = Timm(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1))
     inferred = infer(model)
     assert tuple(inferred.args[0].shape) == (1, 1, 40, 48)
     assert "pretrained_cfg" in inferred.reason

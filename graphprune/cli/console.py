@@ -17,13 +17,12 @@ from ..errors import GraphpruneError
 
 Parameters = ParamSpec("Parameters")
 
-DEFECT = 70
+OTHER, FILES, DEFECT, INTERRUPTED, READER_GONE = 1, 8, 70, 130, 141
 EXIT_CODES = (
     "Exit codes: 0 done; 1 another error; 2 wrong usage; 3 model, inputs, option or recipe cannot be used; "
     "4 capture; 5 a pass; 6 verification; 7 backend, or a package is missing; 8 artifact or file; "
     "70 defect in graphprune; 130 interrupted."
 )
-FILES = 8
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python trace of an error.")]
@@ -34,37 +33,40 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
 
     @functools.wraps(command)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-        code, line = DEFECT, ""
         try:
             command(*args, **kwargs)
             sys.stdout.flush()
-            return
-        except typer.Exit:
+        except (typer.Exit, SystemExit):
             raise
-        except KeyboardInterrupt:
-            code, line = 130, "interrupted"
         except BrokenPipeError:
             # The reader (head, less) has gone; closing standard output again at exit must not complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
-        except GraphpruneError as error:
-            code, line = error.exit_code, f"error: {one_line(error)}"
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            code, line = FILES, f"error: {where}{error.strerror or error}"
-        except MemoryError:
-            code, line = 1, "error: out of memory; try a smaller example batch"
-        except Exception as error:
-            line = (
-                f"error: {type(error).__name__}: {one_line(error)}; this is a defect in graphprune, "
-                "run again with --debug and report the trace"
-            )
-        if kwargs.get("debug"):
-            traceback.print_exc()
-        print(line, file=sys.stderr)
-        raise typer.Exit(code)
+            raise typer.Exit(READER_GONE) from None
+        except BaseException as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            code, line = verdict(error)
+            print(line, file=sys.stderr)
+            raise typer.Exit(code) from None
 
     return run
+
+
+def verdict(error: BaseException) -> tuple[int, str]:
+    """Exit code and message of an error that ended a command."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, GraphpruneError):
+        return error.exit_code, f"error: {one_line(error)}"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return FILES, f"error: {where}{error.strerror or one_line(error)}"
+    if isinstance(error, MemoryError):
+        return OTHER, "error: out of memory; try a smaller example batch"
+    return DEFECT, (
+        f"error: {type(error).__name__}: {one_line(error)}; this is a defect in graphprune, "
+        "run again with --debug and report the trace"
+    )
 
 
 def one_line(error: BaseException) -> str:

@@ -76,7 +76,7 @@ def optimize(
         out_path = chosen.path("out")
         if out_path is not None:
             say(f"write {out_path}")
-            result.save(out_path, overwrite=bool(chosen.overwrite))
+            out_path = result.save(out_path, overwrite=bool(chosen.overwrite))
     if json:
         print_json({**result.report.to_json(), "out": None if out_path is None else str(out_path)})
     else:

@@ -1,0 +1,210 @@
+"""The commands: what goes to standard output, what to standard error, and that ``--json`` is only JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import graphprune
+from graphprune.cli import app, main
+from graphprune.errors import GraphpruneError
+from graphprune.registry import passes
+
+NETS = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)
+        self.head = torch.nn.Linear(8, 4)
+    def forward(self, x):
+        print("a library that prints")
+        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+def small():
+    torch.manual_seed(0)
+    return Net(), torch.randn(1, 3, 8, 8)
+
+def batches():
+    return [torch.randn(1, 3, 8, 8)]
+
+def score(model):
+    return 1.0
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a model and two artifacts of it."""
+    directory = tmp_path_factory.mktemp("project")
+    (directory / "cli_nets.py").write_text(NETS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        assert main(["optimize", "cli_nets:small", "--out", "build", "--no-measure"]) == 0
+        assert main(["optimize", "cli_nets:small", "--out", "open", "--no-measure", "--dynamic-batch",
+                     "--pipeline", "clean-up"]) == 0  # fmt: skip
+    return directory
+
+
+@pytest.fixture
+def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(project)
+    return project
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_optimize_writes_the_artifact_and_the_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["optimize", "cli_nets:small", "--out", "again", "--threads", "1"]) == 0
+    output = capsys.readouterr()
+    assert "artifact against original" in output.out
+    assert "original, eager" in output.out
+    assert output.out.splitlines()[-1] == f"artifact: {here / 'again'}"
+    assert "pass fold-batch-norm" in output.err.splitlines()
+    assert "\x1b" not in output.out + output.err
+    assert main(["optimize", "cli_nets:small", "--out", "again", "--no-measure"]) == 8
+    assert main(["optimize", "cli_nets:small", "--out", "again", "--no-measure", "--overwrite"]) == 0
+    graphprune.load(here / "again")
+
+
+def test_optimize_json_is_only_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = run_json(capsys, "optimize", "cli_nets:small", "--no-measure")
+    assert report["out"] is None
+    assert report["certificates"]["artifact against original"]["passed"]
+    assert report["example_source"] == "given"
+
+
+def test_a_recipe_with_flags_over_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = here / "recipes"
+    folder.mkdir()
+    (folder / "recipe_nets.py").write_text(NETS)
+    (folder / "graphprune.toml").write_text(
+        'source = "recipe_nets:small"\nout = "from_recipe"\npipeline = "clean-up"\nmeasure = false\n'
+        'calibration = "recipe_nets:batches"\nevaluate = "recipe_nets:score"\ndynamic-batch = true\n'
+    )
+    flags = ["--recipe", "recipes/graphprune.toml", "--pipeline", "fold-batch-norm", "--fixed-batch"]
+    report = run_json(capsys, "optimize", *flags)
+    assert report["out"] == str(folder / "from_recipe")
+    assert report["pipeline"] == "fold-batch-norm"
+    assert report["inputs"][0]["shape"] == [1, 3, 8, 8]
+    assert graphprune.load(folder / "from_recipe").manifest["pipeline"] == "fold-batch-norm"
+
+
+def test_notes_of_the_source_are_in_the_report(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch import nn
+
+    from graphprune import sources
+
+    random = sources.Source(nn.Linear(3, 2), None, (sources.RANDOM_WEIGHTS,))
+    monkeypatch.setattr(sources, "resolve", lambda *_: random)
+    assert main(["optimize", "timm:x", "--no-measure", "--input", "2x3"]) == 0
+    out = capsys.readouterr().out
+    assert "weights are random" in out
+    assert "float32[2, 3]" in out
+
+
+def test_inspect_a_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "cli_nets:small", "--graph"]) == 0
+    out = capsys.readouterr().out
+    for part in ("x: f32[1, 3, 8, 8]", "conv2d", "parameters", "276", "return (linear,)"):
+        assert part in out
+    found = run_json(capsys, "inspect", "cli_nets:small")
+    assert found["operators"][0] == {"operator": "conv2d", "count": 1, "macs": 7776}
+    assert found["cost"]["parameters"] == 276
+    assert "graph" not in found
+
+
+def test_inspect_an_artifact(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "build"]) == 0
+    out = capsys.readouterr().out
+    assert "what the runtime executes" in out
+    assert "x: float32[1, 3, 8, 8]" in out
+    found = run_json(capsys, "inspect", "build")
+    assert found["manifest"]["backend"] == "onnxruntime"
+    assert found["audit"]["operators"]
+
+
+def test_passes_lists_every_pass_with_its_options(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {entry["name"]: entry for entry in run_json(capsys, "passes")}
+    assert set(found) == set(passes.entries)
+    assert found["fold-constants"]["options"] == {"max-bytes": "1048576"}
+    assert all(entry["summary"] for entry in found.values())
+    assert main(["passes"]) == 0
+    assert "fold-constants" in capsys.readouterr().out
+
+
+def test_bench_against_another(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(capsys, "bench", "open", "--against", "build", "--rounds", "2", "--threads", "1")
+    assert set(found["timings"]) == {"open", "build"}
+    assert found["timings"]["open"]["rounds"] == 2
+    assert found["speedup"]["build"]["median"] > 0
+
+
+def test_bench_fills_open_dimensions(here: Path) -> None:
+    from graphprune.cli.bench import _call
+
+    assert _call("open", 3, 1)()[0].shape == (3, 4)
+
+
+def test_bench_of_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "absent"]) == 8
+    assert "absent is not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["optimize", "--tread", "3"], ["frobnicate"], ["bench"]])
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("command", [[], ["optimize"], ["inspect"], ["passes"], ["bench"]])
+def test_help_lists_the_exit_codes(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "6 verification" in " ".join(result.stdout.split())
+
+
+def test_every_exit_code_is_documented() -> None:
+    from graphprune import errors
+    from graphprune.cli.console import EXIT_CODES
+
+    codes = {
+        kind.exit_code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, GraphpruneError)
+    }
+    documentation = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    for code in codes | {0, 2, 70, 130, 141}:
+        assert f"| {code} |" in documentation
+    for code in codes:
+        assert f" {code} " in EXIT_CODES
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"graphprune {graphprune.__version__}\n"
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    code = "import sys; from graphprune.cli import main; sys.exit(main(['passes', '--json']))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.close()
+    assert child.stderr.read() == ""
+    child.stderr.close()
+    assert child.wait() == 141

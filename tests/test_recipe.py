@@ -1,0 +1,96 @@
+"""A recipe holds what the command line takes, and nothing in it is ever ignored."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from graphprune.errors import RecipeError
+from graphprune.recipe import Recipe, parse, read
+
+FULL = """
+source = "nets:small"
+target = "arm"
+out = "build/small"
+backend = "auto"
+inputs = ["1x3x8x8"]
+dynamic-batch = true
+threads = 2
+verify = true
+measure = false
+overwrite = true
+seed = 3
+calibration = "data:batches"
+evaluate = "data:accuracy"
+dump = "stages"
+
+[[passes]]
+name = "clean-up"
+
+[[passes]]
+name = "fold-constants"
+max-bytes = 4096
+"""
+
+
+def test_every_option(tmp_path: Path) -> None:
+    path = tmp_path / "graphprune.toml"
+    path.write_text(FULL)
+    recipe = read(path)
+    assert recipe == Recipe(
+        source="nets:small", target="arm", out="build/small", backend="auto", inputs=("1x3x8x8",),
+        pipeline="clean-up,fold-constants{max-bytes=4096}", dynamic_batch=True, threads=2, verify=True,
+        measure=False, overwrite=True, seed=3, calibration="data:batches", evaluate="data:accuracy",
+        dump="stages", directory=tmp_path,
+    )  # fmt: skip
+    assert recipe.path("out") == tmp_path / "build" / "small"
+    assert all(getattr(recipe, f.name) is not None for f in fields(Recipe))
+
+
+def test_flags_override() -> None:
+    recipe = parse('target = "arm"\nthreads = 2\nverify = true').override(
+        threads=4, verify=False, target=None
+    )
+    assert (recipe.target, recipe.threads, recipe.verify) == ("arm", 4, False)
+
+
+def test_underscores_read_as_dashes() -> None:
+    assert parse("dynamic_batch = true").dynamic_batch is True
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('taget = "arm"', r"unknown key 'taget' \(did you mean 'target'\?\); known: backend, calibration"),
+        ("threads = true", "threads must be a whole number, not True"),
+        ('verify = "yes"', "verify must be true or false, not 'yes'"),
+        ("out = 3", "out must be a text, not 3"),
+        ("inputs = [1, 2]", "inputs must be a list of texts"),
+        ('pipeline = "clean-upp"', "did you mean 'clean-up'"),
+        ('pipeline = "clean-up,"', "ends with a comma"),
+        ('pipeline = "clean-up"\n[[passes]]\nname = "clean-up"', "either pipeline or"),
+        ('[[passes]]\nmax-bytes = 3\nname = "fold-constants"\n[[passes]]\nx = 1', "pass 2 .* has no name"),
+        (
+            '[[passes]]\nname = "fold-constants"\nmax-byte = 3',
+            "no option 'max-byte' .did you mean 'max-bytes'",
+        ),
+        ('[passes]\nname = "clean-up"', r"\[\[passes\]\] tables"),
+        ("target = arm", "line 1"),
+    ],
+)
+def test_a_mistake_names_the_file_and_the_key(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=words) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"cannot read the recipe .*absent\.toml: No such file"):
+        read(tmp_path / "absent.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"cannot read the recipe .*binary\.toml"):
+        read(tmp_path / "binary.toml")
