@@ -7,6 +7,7 @@ fails loudly if anything was forgotten. The old graph is untouched.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,24 @@ def apply_plan(graph: Graph, plan: Plan) -> Graph:
     masks = keep_masks(graph, plan)
     if not masks:
         return graph.copy()
+    small = shrink(graph, masks)
+    small.sweep()
+    try:
+        small.propagate()
+    except Exception as error:
+        note = "; ".join(getattr(error, "__notes__", []))
+        raise VerificationError(f"the plan leaves shapes that do not fit: {error} {note}") from error
+    _same_outputs(graph, small)
+    return small
+
+
+def shrink(graph: Graph, masks: Mapping[Atom, np.ndarray]) -> Graph:
+    """A copy with sliced tensors and re-derived arguments; its shapes are still those of ``graph``.
+
+    Args:
+        graph: the original.
+        masks: axis → boolean mask of the positions that stay.
+    """
     sizes = {atom: int(keep.sum()) for atom, keep in masks.items()}
     typing = graph.typing
     small = graph.copy()
@@ -47,17 +66,10 @@ def apply_plan(graph: Graph, plan: Plan) -> Graph:
             derivation(new, kept)
         for (index, place), value in new.meta.pop("new_constants", ()):
             _replace_constant(small, new, index, place, value)
-    small.sweep()
-    try:
-        small.propagate()
-    except Exception as error:
-        note = "; ".join(getattr(error, "__notes__", []))
-        raise VerificationError(f"the plan leaves shapes that do not fit: {error} {note}") from error
-    _same_outputs(graph, small)
     return small
 
 
-def _slice(value: torch.Tensor, dims: Dims, masks: dict[Atom, np.ndarray]) -> torch.Tensor:
+def _slice(value: torch.Tensor, dims: Dims, masks: Mapping[Atom, np.ndarray]) -> torch.Tensor:
     for dim, term in enumerate(dims):
         keep = mask(term, masks) if _touched(term, masks) else None
         if keep is not None and not keep.all():
@@ -66,7 +78,7 @@ def _slice(value: torch.Tensor, dims: Dims, masks: dict[Atom, np.ndarray]) -> to
     return value
 
 
-def _touched(term: Term, masks: dict[Atom, np.ndarray]) -> bool:
+def _touched(term: Term, masks: Mapping[Atom, np.ndarray]) -> bool:
     term = resolve(term)
     if isinstance(term, Atom):
         return term in masks
