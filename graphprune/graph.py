@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .axes.axis import Axes
     from .axes.typing import Typing
     from .plan import Plan
+    from .provenance import Provenance
 
 _SHORT_DTYPE = {
     torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16",
@@ -65,6 +66,7 @@ class Graph:
         tied: alias → name in ``tensors`` for parameters that several modules share.
         persistent: names of buffers and parameters that belong in a ``state_dict``.
         notes: what capture wants the reader of a report to know.
+        provenance: what the network was before positions were removed; ``None`` while none were.
     """
 
     fx: torch_fx.Graph
@@ -74,6 +76,7 @@ class Graph:
     tied: dict[str, str] = field(default_factory=dict)
     persistent: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    provenance: Provenance | None = field(default=None, repr=False, compare=False)
     _module: Any = field(default=None, repr=False, compare=False)
     _typing: Any = field(default=None, repr=False, compare=False)
     _axes: Any = field(default=None, repr=False, compare=False)
@@ -314,6 +317,17 @@ class Graph:
         from .rewrite import compose
 
         return compose(self, first, second)
+
+    def write_back(self, model: torch.nn.Module) -> torch.nn.Module:
+        """A copy of ``model`` with this graph's sizes and weights, in the model's own class.
+
+        Raises:
+            AxisError: the model's ``forward`` holds a size that no attribute can change; see
+                :func:`graphprune.writeback.write_back`.
+        """
+        from .writeback import write_back
+
+        return write_back(self, model)
 
     # ---- running ---------------------------------------------------------------------------------
 
