@@ -1,15 +1,25 @@
 """In-place operators out of a captured graph, without changing what any reader sees.
 
-``y = add_(x, z)`` becomes ``y = add(x, z)``. The tracer already routes later reads of the *same*
-tensor object to ``y``; what it cannot route is a read through another view of the storage. So each
-rewrite is made only where no other node that may alias ``x`` (by the operator schemas) is read
-after the mutation; writes through a slice or select of a tensor that is read later become
-``slice_scatter`` / ``select_scatter``. Where that does not cover the case, torch's own
-functionalisation runs on the whole program, which loses dropout and is said in a note.
+The graph is rebuilt in order while every storage is followed: a storage has a current value, and each tensor
+that lies in it is a chain of views of that value. A write
+
+    v.op_(…)        with  v = view_n(… view_1(base))
+
+becomes ``v' = op(v, …)``, and the change travels back up the chain, each view undone by its inverse (a slice
+by ``slice_scatter``, a permutation by the opposite one), to a new value of the base. Whoever reads another
+view of it afterwards gets that view taken again, of the new value; scatters that nobody reads
+are swept away. This is functionalisation as torch does it, on the operators as captured: dropout and
+batch norm stay what they are.
+
+Whether an operator returns a view is asked of the operator itself, on FakeTensors: ``reshape`` may copy.
+Where a view cannot be undone, torch's own functionalisation runs on the whole program, which
+loses dropout and is said in a note.
 """
 
 from __future__ import annotations
 
+import operator
+import warnings
 from typing import Any
 
 import torch
@@ -69,127 +79,201 @@ def _drop_unused_attributes(graph: fx.Graph, program: torch.export.ExportedProgr
 def functionalize(
     graph: fx.Graph, tensors: dict[str, torch.Tensor], program: torch.export.ExportedProgram
 ) -> tuple[list[str], fx.Graph, dict[str, torch.Tensor]]:
-    """Rewrite ``graph`` without in-place operators; returns notes, the graph and its tensors.
+    """The program without in-place operators; returns notes, the graph and its tensors.
 
     Raises:
         CaptureError: forward() writes into a parameter, a buffer or an input.
     """
-    mutations = [n for n in graph.nodes if _mutated(n) is not None]
-    if not mutations:
+    if not any(_mutated(node) is not None for node in graph.nodes):
         return [], graph, tensors
-    order = {n: i for i, n in enumerate(graph.nodes)}
-    roots = _storage_roots(graph)
-    for node in mutations:
-        root = roots[_mutated(node)]  # type: ignore[index]
+    try:
+        return [], _Versions().rewrite(graph), tensors
+    except _Unsupported as what:
+        return _by_torch(program, str(what))
+
+
+class _Unsupported(Exception):
+    """A mutation or a view that this module does not turn round."""
+
+
+class _Versions:
+    """A new graph, written while the old one is walked in execution order.
+
+    Tensors that share a storage form a family under its first tensor, the root. ``value`` holds the new
+    node for each old one and ``seen`` the family's version it belongs to. A write gives new values to the
+    tensor it names and, by turning each view round, to its parents up to the root; every other member
+    is replayed from its parent when it is next read.
+    """
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.value: dict[fx.Node, fx.Node] = {}
+        self.seen: dict[fx.Node, int] = {}
+        self.parent: dict[fx.Node, fx.Node] = {}
+        self.root: dict[fx.Node, fx.Node] = {}
+        self.version: dict[fx.Node, int] = {}
+
+    def rewrite(self, old: fx.Graph) -> fx.Graph:
+        for node in old.nodes:
+            changed = _mutated(node)
+            parent = changed if changed is not None else _alias_source(node)
+            if parent is not None:
+                self.parent[node] = parent
+            self.root[node] = self.root[parent] if parent is not None else node
+            if changed is not None:
+                self._write(node, changed)
+            else:
+                self._store(node, self._copy(node))
+        return self.graph
+
+    def read(self, node: fx.Node) -> fx.Node:
+        """What an old node holds by now."""
+        if self.seen[node] != self.version.get(self.root[node], 0):
+            replayed = self.read(self.parent[node]) if _mutated(node) is not None else self._copy(node)
+            self._store(node, replayed)
+        return self.value[node]
+
+    def _store(self, node: fx.Node, value: fx.Node) -> None:
+        self.value[node] = value
+        self.seen[node] = self.version.get(self.root[node], 0)
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        copy = self.graph.node_copy(node, self.read)
+        copy.meta = dict(node.meta)
+        if copy.target is aten.detach_.default:
+            copy.target = aten.detach.default
+        return copy
+
+    def _write(self, node: fx.Node, changed: fx.Node) -> None:
+        root = self.root[changed]
         if root.op in ("placeholder", "get_attr"):
             what = f"input {root.name!r}" if root.op == "placeholder" else f"tensor {root.target!r}"
             raise CaptureError(
                 f"forward() writes into {what} ({node.name}); a compiled network has no state: "
                 "compute a new tensor instead, and return it if the caller needs it"
             )
-    for node in mutations:
-        target, changed = _functional_overload(node), _mutated(node)
-        if target is None or changed is None or not _rewrite(graph, node, changed, target, roots, order):
-            return _by_torch(program)
-    return [], graph, tensors
+        written = {changed: self._functional(node, changed)}
+        child = changed
+        while child in self.parent:
+            parent = self.parent[child]
+            if child.target is operator.getitem:  # one piece of a split: turn the split round
+                parent = self.parent.get(parent)  # type: ignore[assignment]
+                if parent is None:
+                    raise _Unsupported(f"a piece of {child.args[0]}")
+            written[parent] = self._turned_round(child, self.read(parent), written[child])
+            child = parent
+        self.version[root] = self.version.get(root, 0) + 1
+        for member, value in written.items():
+            self._store(member, value)
+        self._store(node, written[changed])
+
+    def _functional(self, node: fx.Node, changed: fx.Node) -> fx.Node:
+        """The new value of the written tensor, in its own shape and dtype."""
+        target = _functional_overload(node)
+        if target is None:
+            raise _Unsupported(f"{node.target}, which has no functional form")
+        before: torch.Tensor = changed.meta["val"]
+        if target is aten.copy.default:
+            source = node.args[1]
+            if not isinstance(source, fx.Node):
+                raise _Unsupported(f"{node.target} of a number")
+            return self._fitted(self.read(source), source.meta["val"], before, node)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.read)
+        value = self.graph.call_function(target, args, kwargs)
+        value.meta = dict(node.meta)
+        fakes = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        mode = getattr(before, "fake_mode", None)
+        if mode is None:
+            raise _Unsupported(f"{changed}, which was traced without shapes")
+        with mode:
+            result = target(*fakes[0], **fakes[1])
+        value.meta["val"] = result
+        return self._fitted(value, result, before, node)
+
+    def _fitted(self, value: fx.Node, found: torch.Tensor, wanted: torch.Tensor, node: fx.Node) -> fx.Node:
+        if found.shape != wanted.shape:
+            if (
+                found.dim() > wanted.dim()
+                or found.numel() > wanted.numel()
+                or not all(isinstance(s, int) for s in wanted.shape)
+            ):
+                raise _Unsupported(f"{node.target}, which changes the shape of what it writes")
+            value = self.graph.call_function(aten.expand.default, (value, list(wanted.shape)))
+            value.meta = {**node.meta, "val": found.expand(wanted.shape)}
+        if found.dtype != wanted.dtype:
+            value = self.graph.call_function(aten.to.dtype, (value, wanted.dtype))
+            value.meta = {**node.meta, "val": wanted}
+        return value
+
+    def _turned_round(self, view: fx.Node, parent: fx.Node, value: fx.Node) -> fx.Node:
+        """The parent's value once ``view`` of it holds ``value``."""
+        target, args = view.target, view.args
+        if _mutated(view) is not None or target in _SAME:
+            return value
+        base: torch.Tensor = (args[0].args[0] if target is operator.getitem else args[0]).meta["val"]  # type: ignore[union-attr]
+        if target in (aten.slice.Tensor, aten.select.int):
+            scatter = aten.slice_scatter if target is aten.slice.Tensor else aten.select_scatter
+            result = self.graph.call_function(scatter.default, (parent, value, *args[1:]))
+        elif target in (aten.transpose.int, aten.t.default):
+            result = self.graph.call_function(target, (value, *args[1:]))  # type: ignore[arg-type]
+        elif target is aten.permute.default:
+            order: Any = [d % base.dim() for d in args[1]]  # type: ignore[union-attr,operator]
+            result = self.graph.call_function(
+                aten.permute.default, (value, [order.index(d) for d in range(base.dim())])
+            )
+        elif target in _RESHAPES and all(isinstance(s, int) for s in base.shape):
+            result = self.graph.call_function(aten.reshape.default, (value, list(base.shape)))
+        elif target is operator.getitem:
+            result = self._piece(view, base, parent, value)
+        else:
+            raise _Unsupported(f"a view by {target}")
+        result.meta = {k: v for k, v in view.meta.items() if k != "val"} | {"val": base}
+        return result
+
+    def _piece(self, item: fx.Node, base: torch.Tensor, parent: fx.Node, value: fx.Node) -> fx.Node:
+        split: Any = item.args[0]
+        index: Any = item.args[1]
+        dim = split.args[2] if len(split.args) > 2 else 0
+        if split.target is aten.unbind.int:
+            dim = split.args[1] if len(split.args) > 1 else 0
+            return self.graph.call_function(aten.select_scatter.default, (parent, value, dim, index))
+        sizes = [piece.shape[dim] for piece in split.meta["val"]]
+        if not all(isinstance(s, int) for s in sizes):
+            raise _Unsupported(f"a piece of {split}, which is split at computed points")
+        start = sum(sizes[:index])
+        bounds = (dim, start, start + sizes[index])
+        return self.graph.call_function(aten.slice_scatter.default, (parent, value, *bounds))
 
 
-def _rewrite(graph: fx.Graph, node: fx.Node, changed: fx.Node, target: Any, roots: Any, order: Any) -> bool:
-    later = [
-        other
-        for other, root in roots.items()
-        if root is roots[changed] and other is not node and any(order[u] > order[node] for u in other.users)
-        and not _reads_after(other, node)
-    ]  # fmt: skip
-    stale = [o for o in later if o is not changed and order[o] < order[node]]
-    views_after = [u for u in changed.users if order[u] > order[node]]
-    if target is not aten.copy.default:
-        if stale or views_after:
-            return False
-        node.target = target
-        _cut(roots, node)
-        return True
-    # copy_ into a slice or select of a base: the base's later readers get the scattered tensor.
-    base = changed.args[0] if changed.op == "call_function" and changed.args else None
-    scatter = {
-        aten.slice.Tensor: aten.slice_scatter.default,
-        aten.select.int: aten.select_scatter.default,
-    }.get(changed.target)  # type: ignore[call-overload]
-    if scatter is None or not isinstance(base, fx.Node) or node.users or set(stale) - {base}:
-        return False
-    source = node.args[1]
-    with graph.inserting_before(node):
-        if source.meta["val"].shape != changed.meta["val"].shape:  # type: ignore[union-attr]
-            shape = list(changed.meta["val"].shape)
-            if not all(isinstance(s, int) for s in shape):
-                return False
-            source = graph.call_function(aten.expand.default, (source, shape))
-            source.meta = {**node.meta, "val": node.meta["val"]}
-        if source.meta["val"].dtype != base.meta["val"].dtype:  # type: ignore[union-attr]
-            return False
-        scattered = graph.call_function(scatter, (base, source, *changed.args[1:]))
-        scattered.meta = {**node.meta, "val": base.meta["val"]}
-    order[scattered] = order[node]
-    roots[scattered] = scattered
-    base.replace_all_uses_with(scattered, lambda u: u is not scattered and order.get(u, -1) > order[node])
-    graph.erase_node(node)
-    roots.pop(node, None)
-    return True
-
-
-def _reads_after(other: fx.Node, node: fx.Node) -> bool:
-    """Whether ``other`` was made from the mutation's own result, so that it sees the new value."""
-    seen, stack = set(), [other]
-    while stack:
-        current = stack.pop()
-        if current is node:
-            return True
-        if current not in seen:
-            seen.add(current)
-            stack.extend(current.all_input_nodes)
-    return False
-
-
-def _cut(roots: dict[fx.Node, fx.Node], node: fx.Node) -> None:
-    """A functional result is a storage of its own: it and the views of it get it as their root."""
-    roots[node] = node
-    for other in roots:
-        if other is not node and _alias_source(other) in roots and other.op == "call_function":
-            source = _alias_source(other)
-            if source is not None:
-                roots[other] = roots[source]
-
-
-def _storage_roots(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    roots: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        source = _alias_source(node)
-        roots[node] = roots[source] if source is not None else node
-    return roots
+_SAME = {aten.alias.default, aten.detach.default, aten.detach_.default, aten.contiguous.default,
+         aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.dropout.default,
+         aten.lift_fresh.default}  # fmt: skip
+# Tracing may show them with their operand's storage; the program that runs copies.
+_COPIES = {aten.lift_fresh_copy.default}
+_RESHAPES = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
+             aten.unflatten.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+             aten.unsqueeze.default, aten.view_as.default, aten.reshape_as.default}  # fmt: skip
 
 
 def _alias_source(node: fx.Node) -> fx.Node | None:
-    """The operand whose storage the result may share, by the operator's schema."""
-    if node.op != "call_function" or not node.args:
+    """The operand whose storage the result shares, as it was traced; a schema only says that it may."""
+    if node.op != "call_function" or node.target in _COPIES:
         return None
-    first = node.args[0]
-    if not isinstance(node.target, torch._ops.OpOverload):  # getitem of split, unbind, …
-        return first if isinstance(first, fx.Node) else None
-    for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
-        if argument.alias_info is not None and isinstance(value, fx.Node):
-            return value
-    if node.target in (aten.reshape.default, aten.contiguous.default, aten.flatten.using_ints,
-                       aten.dropout.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout,
-                       aten.type_as.default, aten.reshape_as.default, aten.unflatten.int):  # fmt: skip
-        return first if isinstance(first, fx.Node) else None
-    return None
+    own = _storages(node)
+    return next((a for a in node.all_input_nodes if own and not own.isdisjoint(_storages(a))), None)
+
+
+def _storages(node: fx.Node) -> set[int]:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return {v.untyped_storage()._cdata for v in values if isinstance(v, torch.Tensor)}
 
 
 def _mutated(node: fx.Node) -> fx.Node | None:
     """The operand an operator writes into, if any."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return None
-    if not node.target._schema.is_mutable or node.target is aten.batch_norm.default:
+    if not node.target._schema.is_mutable or node.target in (aten.batch_norm.default, aten.detach_.default):
         return None
     for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
         if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
@@ -210,14 +294,18 @@ def _functional_overload(node: fx.Node) -> Any:
     return None
 
 
-def _by_torch(program: torch.export.ExportedProgram) -> tuple[list[str], fx.Graph, dict[str, torch.Tensor]]:
+def _by_torch(
+    program: torch.export.ExportedProgram, reason: str
+) -> tuple[list[str], fx.Graph, dict[str, torch.Tensor]]:
     from .capture import collect
 
-    graph, tensors, _ = collect(program.run_decompositions({}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph, tensors, _ = collect(program.run_decompositions({}))
     _restore_batch_norm(graph)
     note = (
-        "forward() mutates tensors through views; torch's functionalisation was used for the whole "
-        "graph, which drops dropout (training the result does without it)"
+        f"forward() writes through {reason}; torch's functionalisation was used for the whole graph, "
+        "which drops dropout (training the result does without it)"
     )
     return [note], graph, tensors
 
