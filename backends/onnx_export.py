@@ -59,7 +59,7 @@ def export(graph: Graph, target: Target, backend: str) -> Lowered:
     kept = [i for i, value in enumerate(flat) if isinstance(value, fx.Node)]
     if not kept:
         raise BackendError("no output of the graph is a tensor, so there is nothing to lower")
-    # Attention has other strides where gradients are recorded, and the exporter derives shapes more than once.
+    # Attention has other strides where gradients are recorded; the exporter derives shapes in both modes.
     with _quiet(), torch.no_grad():
         model = _translate(computed, _program(computed, kept))
     _strip(model)

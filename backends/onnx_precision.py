@@ -27,7 +27,7 @@ def computable(graph: Graph, target: Target) -> tuple[Graph, tuple[str, ...]]:
     """The graph in a precision the target's provider computes in, and what to say about it.
 
     Raises:
-        BackendError: a tensor is complex, or bfloat16 bits are reinterpreted as another type.
+        BackendError: a tensor is complex.
     """
     for node in graph.nodes:
         value = node.meta.get("val")
@@ -58,11 +58,6 @@ def _widened(graph: Graph) -> Graph:
                 wide = graph.fx.call_function(aten.to.dtype, (node, _WIDE))
             node.replace_all_uses_with(wide, delete_user_cb=lambda user, wide=wide: user is not wide)  # type: ignore[misc]
         elif node.op == "call_function":
-            if node.target is aten.view.dtype and low & {node, *node.all_input_nodes}:
-                raise BackendError(
-                    f"{graph.where(node)} reinterprets the bits of bfloat16, which float32 does not have; "
-                    "convert the model with model.float() first"
-                )
             node.args = map_aggregate(node.args, _wide)
             node.kwargs = map_aggregate(node.kwargs, _wide)
     results = list(graph.output.args[0])  # type: ignore[arg-type]
