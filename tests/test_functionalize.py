@@ -206,6 +206,8 @@ def test_writing_into_an_input_is_an_error(function: Any, what: str) -> None:
 
 def test_writing_into_a_buffer_is_an_error() -> None:
     class Counter(nn.Module):
+        seen: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("seen", torch.zeros(1))

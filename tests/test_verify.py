@@ -127,6 +127,8 @@ def test_graphs_against_graphs_and_runners() -> None:
 
 def test_a_graph_in_float64_computes_in_float64_throughout() -> None:
     class Casts(nn.Module):
+        index: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(3, 2)

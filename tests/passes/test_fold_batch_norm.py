@@ -490,8 +490,8 @@ def test_fold_parameters_helps_where_the_reason_says_so() -> None:
 
 def test_half_precision_overflow_is_refused() -> None:
     model = double(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    model[1].running_var.fill_(1e-5)  # type: ignore[union-attr,operator]
-    model[1].weight.data.fill_(6e4)
+    model[1].get_buffer("running_var").fill_(1e-5)
+    model[1].get_parameter("weight").data.fill_(6e4)
     model = model.half()
     result = apply("fold-batch-norm", trace(model, torch.ones(2, 3).half()))
     assert "would not be finite in torch.float16" in refusals(result)[0]
@@ -499,6 +499,6 @@ def test_half_precision_overflow_is_refused() -> None:
 
 def test_a_negative_variance_is_refused() -> None:
     model = double(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    model[1].running_var.fill_(-1.0)  # type: ignore[union-attr,operator]
+    model[1].get_buffer("running_var").fill_(-1.0)
     result = apply("fold-batch-norm", trace(model, x(2, 3)))
     assert "not finite" in refusals(result)[0]

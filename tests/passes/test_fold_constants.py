@@ -15,6 +15,8 @@ from tests.passes.rewriting import apply, assert_same, expected, refusals, text,
 class Positions(nn.Module):
     """Position ids, a mask of literals and a table: what language models compute again on every call."""
 
+    table: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(5, 3)
