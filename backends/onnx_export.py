@@ -24,9 +24,11 @@ from torch.onnx.errors import OnnxExporterError
 from graphprune import structure
 from graphprune.backend import Lowered, TensorSpec
 from graphprune.errors import BackendError
-from graphprune.graph import Graph, operator_name
+from graphprune.graph import Graph
+from graphprune.graph_text import operator_name
 from graphprune.target import Target
 
+from .onnx_attention import four_dimensional
 from .onnx_files import DATA_FILE, MODEL_FILE
 from .onnx_precision import computable
 
@@ -101,6 +103,7 @@ def _program(graph: Graph, kept: Sequence[int]) -> torch.export.ExportedProgram:
     graph = graph.copy()
     flat = graph.output.args[0]
     graph.output.args = (tuple(flat[i] for i in kept),)  # type: ignore[index]
+    four_dimensional(graph)
     for node in graph.find(aten.view.default):
         # A view of attention's result fits the strides of the kernel that was captured, and no others.
         node.target = aten.reshape.default
@@ -111,7 +114,7 @@ def _program(graph: Graph, kept: Sequence[int]) -> torch.export.ExportedProgram:
         # Values do not matter here, sizes do: an example of one sample would fix the batch to one.
         examples.append(example if list(example.shape) == wanted else example.new_zeros(wanted))
         shapes.append({i: torch.export.Dim.DYNAMIC for i, s in enumerate(sizes) if not isinstance(s, int)})
-    module = fx.GraphModule(graph.tensors, graph.fx)
+    module = graph.callable()
     try:
         return torch.export.export(
             module, tuple(examples), dynamic_shapes=tuple(shapes) if any(shapes) else None, strict=False

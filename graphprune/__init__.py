@@ -15,12 +15,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import verify
     from .api import optimize
     from .artifact import load
+    from .axes.axis import Axis
+    from .axes.typing import rule
     from .capture import capture as trace
     from .errors import GraphpruneError
     from .graph import Graph
     from .pipeline import Context, Note, Pass, PassResult, Pipeline
+    from .plan import Plan
     from .report import Report
     from .result import Result
     from .target import Target
@@ -30,6 +34,7 @@ __version__ = "0.1.0"
 
 # Public name -> where it lives. A new name is one line here and one in __all__ and above.
 _EXPORTS = {
+    "Axis": "axes.axis:Axis",
     "Certificate": "verify:Certificate",
     "Context": "pipeline:Context",
     "Graph": "graph:Graph",
@@ -38,15 +43,19 @@ _EXPORTS = {
     "Pass": "pipeline:Pass",
     "PassResult": "pipeline:PassResult",
     "Pipeline": "pipeline:Pipeline",
+    "Plan": "plan:Plan",
     "Report": "report:Report",
     "Result": "result:Result",
     "Target": "target:Target",
     "load": "artifact:load",
     "optimize": "api:optimize",
+    "rule": "axes.typing:rule",
     "trace": "capture:capture",
+    "verify": "verify:",
 }
 
 __all__ = [
+    "Axis",
     "Certificate",
     "Context",
     "Graph",
@@ -55,12 +64,15 @@ __all__ = [
     "Pass",
     "PassResult",
     "Pipeline",
+    "Plan",
     "Report",
     "Result",
     "Target",
     "load",
     "optimize",
+    "rule",
     "trace",
+    "verify",
 ]
 
 
@@ -68,7 +80,9 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _EXPORTS[name].partition(":")
-    value = getattr(importlib.import_module(f".{module}", __name__), attribute)
+    value = importlib.import_module(f".{module}", __name__)
+    if attribute:
+        value = getattr(value, attribute)
     globals()[name] = value
     return value
 

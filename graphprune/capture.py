@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from .errors import CaptureError, InputError
-from .functionalize import functionalize, inline_wrappers
+from .functionalize import body_nodes, functionalize, inline_wrappers
 from .graph import META_KEYS, Graph
 from .module import TRAINING_ARGUMENT, TracedModule
 from .signature import Signature
@@ -221,14 +221,15 @@ def _from_program(program: torch.export.ExportedProgram, model: Any, example: An
             continue
         if node.op == "placeholder":
             mapping[node] = fresh.placeholder(next(names).replace(".", "_"))
-            # fx assigns by target but reads by name: with a parameter of that name, the two would be mixed up.
+            # fx assigns by target but reads by name: a parameter of that name would be mixed up with it.
             mapping[node].target = mapping[node].name
         else:
             mapping[node] = fresh.node_copy(node, lambda n: mapping[n])
         mapping[node].meta = _meta(node)
     ties = _canonical_names(fresh, tensors, model if is_module else program)
     names_kept = frozenset(ties.get(name, name) for name in persistent)
-    graph = Graph(fresh, tensors, signature, tuple(examples), ties, names_kept, tuple(notes))
+    bodies = {str(n.target): getattr(program.graph_module, str(n.target)) for n in body_nodes(fresh, program)}
+    graph = Graph(fresh, tensors, signature, tuple(examples), ties, names_kept, tuple(notes), bodies)
     _mark_training(graph, model if is_module else None)
     graph.sweep()
     graph.fx.lint()

@@ -49,6 +49,11 @@ def inline_wrappers(graph: fx.Graph, program: torch.export.ExportedProgram) -> l
                 _inline(graph, node, body.graph, node.args[body_at + 1 :])  # type: ignore[arg-type]
 
 
+def body_nodes(graph: fx.Graph, program: torch.export.ExportedProgram) -> list[fx.Node]:
+    """The ``get_attr`` nodes that name a sub-graph, a branch of ``torch.cond`` say."""
+    return [n for n in graph.find_nodes(op="get_attr") if _is_body(n, program)]
+
+
 def _is_body(node: fx.Node, program: torch.export.ExportedProgram) -> bool:
     if node.op != "get_attr":
         return False
@@ -71,8 +76,8 @@ def _inline(graph: fx.Graph, call: fx.Node, body: fx.Graph, operands: tuple[Any,
 
 
 def _drop_unused_attributes(graph: fx.Graph, program: torch.export.ExportedProgram) -> None:
-    for node in graph.find_nodes(op="get_attr"):
-        if not node.users and _is_body(node, program):
+    for node in body_nodes(graph, program):
+        if not node.users:
             graph.erase_node(node)
 
 

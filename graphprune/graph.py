@@ -7,6 +7,7 @@ A :class:`Graph` is what ``torch.export`` captured, normalised:
   ``call_function`` nodes that each carry a FakeTensor in ``node.meta["val"]``, and one output node
   that holds a flat tuple.
 * ``tensors``: qualified name → parameter or buffer. ``tied`` maps the other names of a shared one.
+* ``bodies``: the branches of control-flow operators (``torch.cond``), by their ``get_attr`` node's name.
 * ``signature``: how the caller's nested arguments become flat placeholders, and back.
 
 Passes never change a graph they were given: they work on :meth:`Graph.copy`, which shares tensors
@@ -34,6 +35,7 @@ from torch import fx as torch_fx
 from torch.fx import Node, map_arg
 
 from .errors import InputError
+from .graph_text import node_line, source_line
 from .signature import Signature
 
 if TYPE_CHECKING:
@@ -43,12 +45,6 @@ if TYPE_CHECKING:
     from .axes.typing import Typing
     from .plan import Plan
     from .provenance import Provenance
-
-_SHORT_DTYPE = {
-    torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16",
-    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8",
-    torch.bool: "bool", torch.complex64: "c64",
-}  # fmt: skip
 
 # What a node keeps of torch.export's metadata, and what graphprune adds. The rest is dropped at capture.
 META_KEYS = ("val", "stack_trace", "module", "module_type", "follows_training")
@@ -66,6 +62,7 @@ class Graph:
         tied: alias → name in ``tensors`` for parameters that several modules share.
         persistent: names of buffers and parameters that belong in a ``state_dict``.
         notes: what capture wants the reader of a report to know.
+        bodies: sub-graphs that control-flow operators call, by name; their tensors come in as operands.
         provenance: what the network was before positions were removed; ``None`` while none were.
     """
 
@@ -76,6 +73,7 @@ class Graph:
     tied: dict[str, str] = field(default_factory=dict)
     persistent: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    bodies: dict[str, torch_fx.GraphModule] = field(default_factory=dict)
     provenance: Provenance | None = field(default=None, repr=False, compare=False)
     _module: Any = field(default=None, repr=False, compare=False)
     _typing: Any = field(default=None, repr=False, compare=False)
@@ -126,7 +124,7 @@ class Graph:
     def constant(self, argument: Any) -> torch.Tensor | None:
         """The tensor an argument names when it is a parameter or buffer, else ``None``."""
         if isinstance(argument, Node) and argument.op == "get_attr":
-            return self.tensors[str(argument.target)]
+            return self.tensors.get(str(argument.target))
         return None
 
     def readers(self, name: str) -> list[Node]:
@@ -211,6 +209,7 @@ class Graph:
         used = {str(n.target) for n in self.fx.find_nodes(op="get_attr")}
         self.tensors = {k: v for k, v in self.tensors.items() if k in used}
         self.tied = {k: v for k, v in self.tied.items() if v in used}
+        self.bodies = {k: v for k, v in self.bodies.items() if k in used}
         self.persistent = self.persistent & {*self.tensors, *self.tied}
         return before - len(self.fx.nodes)
 
@@ -228,9 +227,13 @@ class Graph:
                 values[node] = node.meta["val"]
             elif node.op == "get_attr":
                 name = str(node.target)
+                if name in self.bodies:
+                    continue
                 if name not in fakes:
                     fakes[name] = self._fake(self.tensors[name])
                 values[node] = node.meta["val"] = fakes[name]
+            elif isinstance(node.target, torch._ops.HigherOrderOperator):
+                values[node] = node.meta["val"]  # its operands keep their shapes, see axes.typing
             elif node.op == "call_function":
                 args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n])
                 try:
@@ -345,9 +348,9 @@ class Graph:
             self._module = TracedModule(self)
         return self._module
 
-    def callable(self) -> Callable[..., tuple[Any, ...]]:
-        """A function from flat inputs to the flat outputs, on the tensors as they are now."""
-        return torch_fx.GraphModule(self.tensors, self.fx)
+    def callable(self) -> torch_fx.GraphModule:
+        """A module from flat inputs to the flat outputs, on the tensors as they are now."""
+        return torch_fx.GraphModule({**self.tensors, **self.bodies}, self.fx)
 
     def run(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
         """Flat outputs for flat inputs (default: the examples), without gradients."""
@@ -361,21 +364,13 @@ class Graph:
     # ---- text --------------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        return "\n".join(self._line(n) for n in self.fx.nodes if n.op != "get_attr")
-
-    def _line(self, node: Node) -> str:
-        if node.op == "placeholder":
-            return f"{node.name}: {type_text(node.meta['val'])}"
-        if node.op == "output":
-            return f"return {_text(node.args[0])}"
-        arguments = [_text(a) for a in node.args] + [f"{k}={_text(v)}" for k, v in node.kwargs.items()]
-        return (
-            f"{node.name}: {type_text(node.meta.get('val'))} = {operator_name(node)}({', '.join(arguments)})"
-        )
+        return "\n".join(node_line(n) for n in self.fx.nodes if n.op != "get_attr")
 
     def fingerprint(self) -> str:
         """SHA-256 over the printed graph and the bytes of every tensor: equal graphs, equal digest."""
         digest = hashlib.sha256(str(self).encode())
+        for name in sorted(self.bodies):
+            digest.update(self.bodies[name].code.encode())
         for name in sorted(self.tensors):
             value = self.tensors[name].detach()
             digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
@@ -390,43 +385,3 @@ def clone_tensor(value: torch.Tensor) -> torch.Tensor:
     if isinstance(value, torch.nn.Parameter):
         return torch.nn.Parameter(copy, requires_grad=value.requires_grad)
     return copy
-
-
-def operator_name(node: Node) -> str:
-    """``conv2d`` for ``aten.conv2d.default``; the overload and foreign namespaces stay visible."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        name = str(target).removeprefix("aten.").removesuffix(".default")
-        return name
-    return getattr(target, "__name__", str(target))
-
-
-def source_line(node: Node) -> str | None:
-    """``file.py:12`` of the innermost frame outside torch itself that made this node, if recorded."""
-    for line in reversed((node.meta.get("stack_trace") or "").splitlines()):
-        line = line.strip()
-        if line.startswith('File "') and "/torch/" not in line:
-            path, rest = line.removeprefix('File "').split('"', 1)
-            return f"{path}:{rest.split('line ')[1].split(',')[0]}"
-    return None
-
-
-def type_text(value: Any) -> str:
-    """``f32[1, 3]`` for a tensor; the Python type's name for anything else."""
-    if isinstance(value, torch.Tensor):
-        return f"{_SHORT_DTYPE.get(value.dtype, str(value.dtype))}[{', '.join(map(str, value.shape))}]"
-    if isinstance(value, (tuple, list)):
-        return f"({', '.join(type_text(v) for v in value)})"
-    return type(value).__name__
-
-
-def _text(argument: Any) -> str:
-    if isinstance(argument, Node):
-        return f"%{argument.target}" if argument.op == "get_attr" else argument.name
-    if isinstance(argument, tuple):
-        return f"({', '.join(map(_text, argument))}{',' if len(argument) == 1 else ''})"
-    if isinstance(argument, list):
-        return f"[{', '.join(map(_text, argument))}]"
-    if isinstance(argument, Mapping):
-        return f"{{{', '.join(f'{k}: {_text(v)}' for k, v in argument.items())}}}"
-    return str(argument)

@@ -22,7 +22,7 @@ def run_masked(graph: Graph, plan: Plan, inputs: Sequence[torch.Tensor]) -> tupl
 
 class _Masked(fx.Interpreter):
     def __init__(self, graph: Graph, masks: dict[Atom, np.ndarray]):
-        super().__init__(fx.GraphModule(graph.tensors, graph.fx))
+        super().__init__(fx.GraphModule({**graph.tensors, **graph.bodies}, graph.fx))
         self._dims, self._masks = graph.typing.dims, masks
         self._full: dict[Term, torch.Tensor | None] = {}
 

@@ -43,7 +43,7 @@ class TracedModule(fx.GraphModule):
         mapping: dict[fx.Node, fx.Node] = {}
         for node in graph.fx.nodes:
             mapping[node] = own.node_copy(node, lambda n: mapping[n])
-        super().__init__(graph.tensors, own, class_name="TracedModule")
+        super().__init__({**graph.tensors, **graph.bodies}, own, class_name="TracedModule")
         for name in graph.tensors:
             if name not in graph.persistent and name not in dict(self.named_parameters()):
                 self._mark_non_persistent(name)

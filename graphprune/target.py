@@ -13,11 +13,10 @@ graphprune.errors.TargetError: unknown target 'x68'; known: arm, cpu, cuda, x86 
 
 from __future__ import annotations
 
-import difflib
 import platform
 from dataclasses import dataclass
 
-from .errors import TargetError
+from .errors import TargetError, suggestion
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,6 @@ def get(target: str | Target) -> Target:
         return target
     targets = known()
     if target not in targets:
-        close = difflib.get_close_matches(str(target), targets, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = suggestion(str(target), targets)
         raise TargetError(f"unknown target {target!r}; known: {', '.join(sorted(targets))}{hint}")
     return targets[target]

@@ -33,7 +33,8 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graphprune.graph import Graph, operator_name
+from graphprune.graph import Graph
+from graphprune.graph_text import operator_name
 from graphprune.pipeline import Context, Note, Pass, PassResult
 
 from .operands import argument, same_layout, sizes

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphprune.graph import operator_name
+from graphprune.graph_text import operator_name
 
 from .affine import Affine, Refusal
 from .operands import argument, has_argument, sizes

@@ -104,7 +104,8 @@ def _constant_nodes(
     found: dict[fx.Node, None] = {}
     for node in graph.fx.nodes:
         if node.op == "get_attr":
-            if counts(graph.tensor(node)):
+            tensor = graph.constant(node)  # None for a branch of torch.cond
+            if tensor is not None and counts(tensor):
                 found[node] = None
         elif node in refused or not _is_foldable(node):
             continue

@@ -13,7 +13,8 @@ from torch import nn
 
 import graphprune
 from graphprune.errors import CaptureError, InputError
-from graphprune.graph import Graph, source_line
+from graphprune.graph import Graph
+from graphprune.graph_text import source_line
 
 
 class Call(nn.Module):

@@ -29,13 +29,13 @@ HEAVY = (
 LAYERS = {
     "base": ("errors", "target", "signature", "structure", "atomic"),
     "capture": (
-        "graph", "batch", "functionalize", "module", "inputs", "declared_inputs", "capture", "original",
+        "graph", "graph_text", "batch", "functionalize", "module", "inputs", "declared_inputs", "capture", "original",
         "cost", "provenance",
     ),
     "type": ("axes", "dependency", "drawing"),
     "plan": ("importance", "plan"),
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
-    "verify": ("verify", "rounding", "instruments", "writeback", "attributes"),
+    "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "artifact"),
     "measure": ("measure",),
     "front": ("report", "result", "api", "input_text", "sources", "recipe", "cli"),
@@ -57,8 +57,8 @@ def loaded(statement: str, modules: tuple[str, ...]) -> list[str]:
 
 def test_the_public_names() -> None:
     assert sorted(graphprune.__all__) == [
-        "Certificate", "Context", "Graph", "GraphpruneError", "Note", "Pass", "PassResult", "Pipeline",
-        "Report", "Result", "Target", "load", "optimize", "trace",
+        "Axis", "Certificate", "Context", "Graph", "GraphpruneError", "Note", "Pass", "PassResult",
+        "Pipeline", "Plan", "Report", "Result", "Target", "load", "optimize", "rule", "trace", "verify",
     ]  # fmt: skip
 
 

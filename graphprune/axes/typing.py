@@ -18,7 +18,8 @@ import torch
 from torch import fx
 
 from ..cost import size_hint
-from ..graph import Graph, operator_name
+from ..graph import Graph
+from ..graph_text import operator_name
 from .terms import (
     UNIT,
     Atom,
@@ -231,7 +232,8 @@ class Typing:
                     self.misfit(node, misfit, *self._operand_terms(node))
                     dims[node] = self.fixed_like(node.meta.get("val"), UNFIT)
             elif op == "get_attr":
-                dims[node] = self._tensor(str(node.target))
+                name = str(node.target)
+                dims[node] = None if name in self.graph.bodies else self._tensor(name)
             elif op == "placeholder":
                 reason = Reason(INPUT, node)
                 dims[node] = tuple(Atom(size_hint(s), reason) if s != 1 else UNIT for s in self.shape(node))

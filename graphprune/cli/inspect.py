@@ -107,7 +107,7 @@ def model_sections(graph: Graph, source: str, notes: tuple[str, ...]) -> Iterato
 def model_json(graph: Graph, notes: tuple[str, ...]) -> dict[str, Any]:
     """The same findings for machines."""
     from ..cost import cost
-    from ..graph import type_text
+    from ..graph_text import type_text
 
     return {
         "inputs": {n.name: type_text(n.meta["val"]) for n in graph.placeholders},
@@ -125,7 +125,7 @@ def model_json(graph: Graph, notes: tuple[str, ...]) -> dict[str, Any]:
 def operator_counts(graph: Graph) -> list[tuple[str, int, int]]:
     """(operator, count, MACs), the most MACs first, then the most frequent."""
     from ..cost import node_macs
-    from ..graph import operator_name
+    from ..graph_text import operator_name
 
     counts: dict[str, list[int]] = {}
     for node in graph.nodes:
@@ -140,14 +140,14 @@ def output_types(graph: Graph) -> list[str]:
     """The type of every flat output; one that is not a tensor stands as its value."""
     from torch.fx import Node
 
-    from ..graph import type_text
+    from ..graph_text import type_text
 
     flat: Any = graph.output.args[0]
     return [type_text(value.meta["val"]) if isinstance(value, Node) else repr(value) for value in flat]
 
 
 def _interface(graph: Graph, source: str) -> Section:
-    from ..graph import type_text
+    from ..graph_text import type_text
     from ..report.sections import Section
 
     rows = [("source", source)]
