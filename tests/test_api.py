@@ -241,6 +241,13 @@ def test_an_approximate_pass_is_recorded(model: Net, x: torch.Tensor) -> None:
     assert not report.passes[0].certificate.exact
 
 
+def test_a_comparison_of_zeros_is_not_sold_as_a_proof(model: Net, x: torch.Tensor) -> None:
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    notes = fast(model, x).report.notes
+    assert notes == ("output 0 is zero everywhere on the example inputs, so comparing it proves nothing",)
+
+
 def test_verification_switched_off_is_said(model: Net, x: torch.Tensor) -> None:
     report = fast(model, x, pipeline=Pipeline((Scale(),)), verify=False).report
     assert report.certificates == {}
