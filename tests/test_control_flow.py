@@ -1,4 +1,4 @@
-"""``torch.cond``: the way to keep a decision in a model goes through capture, plans, passes and the artifact."""
+"""``torch.cond``, the way to keep a decision in a model, through capture, plans, passes and the artifact."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def both_sides(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     return x, -x
 
 
+@torch.no_grad()
 def test_both_branches_survive_capture_plan_and_artifact() -> None:
     torch.manual_seed(0)
     model = Decides().eval()
