@@ -280,3 +280,25 @@ def test_an_output_that_is_an_input_is_a_copy(opened):
     same, _ = made(x)
     x.fill_(7)
     assert np.array_equal(same.numpy(), [1, 1])
+
+
+@pytest.mark.parametrize("outer", [(), (2,), (2, 3), (2, 3, 2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_any_rank(opened, outer, masked):
+    class Attend(nn.Module):
+        def forward(self, q, k, v, mask=None):
+            return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    operands = [torch.randn(*outer, 2, length, 4) for length in (5, 7, 7)]
+    mask = torch.rand(5, 7) > 0.3 if len(outer) != 0 else torch.rand(2, 5, 7) > 0.3
+    made = opened(Attend(), *operands, *([mask] if masked else []))
+    made.matches(*operands, *([mask] if masked else []))
+
+
+def test_attention_of_rank_five_keeps_a_symbolic_batch(opened):
+    class Attend(nn.Module):
+        def forward(self, x):
+            return nn.functional.scaled_dot_product_attention(x, x + 1, x * 2)
+
+    made = opened(Attend(), torch.randn(2, 3, 2, 5, 4), dynamic=True)
+    made.matches(torch.randn(4, 3, 2, 5, 4))
