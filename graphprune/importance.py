@@ -7,7 +7,8 @@ the norm of its slice divided by the mean over positions, so that no member domi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Union
 
 import torch
@@ -23,60 +24,72 @@ Importance = Union[str, Callable[["Graph", Axis], torch.Tensor]]  # noqa: UP007 
 NAMES = ("l1", "l2", "random")
 
 
-def scores(graph: Graph, axis: Axis, importance: Importance = "l2", seed: int = 0) -> torch.Tensor:
-    """Scores ``[axis.size]`` in float64.
+def scores(
+    graph: Graph, axes: Sequence[Axis], importance: Importance = "l2", seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Axis name → scores ``[axis.size]`` in float64.
 
     Args:
-        graph: the graph the axis belongs to.
-        axis: a prunable axis.
+        graph: the graph the axes belong to.
+        axes: prunable axes.
         importance: ``"l1"``, ``"l2"``, ``"random"`` or ``(graph, axis) -> tensor [axis.size]``.
         seed: for ``"random"``.
 
     Raises:
-        InputError: an unknown name, or a callable whose result has another size or is not finite.
+        InputError: an unknown name, a callable whose result has another size or is not finite, or a
+            magnitude of weights on the meta device.
     """
     if callable(importance):
-        result = torch.as_tensor(importance(graph, axis), dtype=torch.float64).flatten().cpu()
-        if result.shape != (axis.size,) or not bool(torch.isfinite(result).all()):
-            raise InputError(
-                f"the importance of axis {axis.name!r} must be {axis.size} finite numbers, "
-                f"got shape {tuple(result.shape)}; return one score a position"
-            )
-        return result
+        return {axis.name: _called(graph, axis, importance) for axis in axes}
     if importance == "random":
-        generator = torch.Generator().manual_seed(seed + hash_name(axis.name))
-        return torch.rand(axis.size, generator=generator, dtype=torch.float64)
+        return {axis.name: _drawn(axis, seed) for axis in axes}
     if importance not in ("l1", "l2"):
         raise InputError(
             f"unknown importance {importance!r}{suggestion(str(importance), NAMES)}; "
             f"known: {', '.join(NAMES)}, or a callable (graph, axis) -> scores"
         )
-    return _magnitude(graph, axis, 1 if importance == "l1" else 2)
+    if graph.is_meta:
+        raise InputError(
+            f"importance {importance!r} reads weights, and these are on the meta device; "
+            'load them, or use importance="random" or a callable'
+        )
+    return _magnitudes(graph, axes, 1 if importance == "l1" else 2)
 
 
-def hash_name(name: str) -> int:
-    """A number for a name that is the same in every process."""
-    import zlib
+def _called(graph: Graph, axis: Axis, importance: Callable[[Graph, Axis], torch.Tensor]) -> torch.Tensor:
+    result = torch.as_tensor(importance(graph, axis), dtype=torch.float64).flatten().cpu()
+    if result.shape != (axis.size,) or not bool(torch.isfinite(result).all()):
+        raise InputError(
+            f"the importance of axis {axis.name!r} must be {axis.size} finite numbers, "
+            f"got shape {tuple(result.shape)}; return one score a position"
+        )
+    return result
 
-    return zlib.crc32(name.encode())
+
+def _drawn(axis: Axis, seed: int) -> torch.Tensor:
+    # Seeded by the name, so that an axis draws the same scores whichever others are asked for.
+    generator = torch.Generator().manual_seed(seed + zlib.crc32(axis.name.encode()))
+    return torch.rand(axis.size, generator=generator, dtype=torch.float64)
 
 
-def _magnitude(graph: Graph, axis: Axis, order: int) -> torch.Tensor:
-    total = torch.zeros(axis.size, dtype=torch.float64)
-    parameters = graph.parameters
-    for member in dict.fromkeys((m.tensor, m.dim) for m in axis.members):
-        tensor, dim = member
-        weight = parameters.get(tensor)
-        if weight is None or weight.is_meta:
-            continue
-        powers = weight.detach().to(torch.float64).abs() ** order
-        slices = powers.movedim(dim, 0).flatten(1).sum(1) if powers.dim() > 1 else powers
-        summed = torch.zeros(axis.size, dtype=torch.float64)
-        for found, index in graph.axes.of(tensor, dim):
-            if found is axis:
+def _magnitudes(graph: Graph, axes: Sequence[Axis], order: int) -> dict[str, torch.Tensor]:
+    """One reduction a parameter dimension, shared out to every axis in it."""
+    totals = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}
+    for name, weight in graph.parameters.items():
+        for dim in range(weight.dim()):
+            inside = [(axis, index) for axis, index in graph.axes.of(name, dim) if axis.name in totals]
+            if not inside:
+                continue
+            others = [d for d in range(weight.dim()) if d != dim]
+            powers = weight.detach().abs().to(torch.float64) ** order
+            slices = (powers.sum(others) if others else powers).cpu()
+            summed: dict[str, torch.Tensor] = {}
+            for axis, index in inside:
                 where = torch.from_numpy(index)
-                summed.index_add_(0, where[where >= 0], slices[where >= 0].cpu())
-        norm = summed ** (1 / order)
-        mean = float(norm.mean())
-        total += norm / mean if mean else norm
-    return total
+                into = summed.setdefault(axis.name, torch.zeros(axis.size, dtype=torch.float64))
+                into.index_add_(0, where[where >= 0], slices[where >= 0])
+            for axis_name, powers_sum in summed.items():
+                norm = powers_sum ** (1 / order)
+                mean = float(norm.mean())
+                totals[axis_name] += norm / mean if mean else norm
+    return totals

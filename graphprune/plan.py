@@ -173,7 +173,7 @@ def plan_ratio(
         raise InputError(f"ratio must be at least 0 and below 1, got {ratio}")
     if align < 1:
         raise InputError(f"align must be at least 1, got {align}")
-    removed: dict[str | Axis, list[int]] = {}
+    keeps: dict[str, int] = {}
     for axis in graph.axes.prunable:
         if axis.kind == "statistical" and not statistical:
             continue
@@ -181,8 +181,12 @@ def plan_ratio(
         if align > 1:
             keep = min(axis.size, -(-keep // align) * align)
         if keep < axis.size:
-            order = scores(graph, axis, importance, seed).argsort(stable=True)
-            removed[axis.name] = order[: axis.size - keep].tolist()
+            keeps[axis.name] = keep
+    ranked = scores(graph, [graph.axes[name] for name in keeps], importance, seed)
+    removed: dict[str | Axis, list[int]] = {
+        name: ranked[name].argsort(stable=True)[: len(ranked[name]) - keep].tolist()
+        for name, keep in keeps.items()
+    }
     return make_plan(graph, removed)
 
 
