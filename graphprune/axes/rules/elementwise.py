@@ -46,7 +46,8 @@ def elementwise(t: Typing, node: fx.Node) -> Typed:
     operands = tensor_operands(t, arguments)
     if not operands:
         return t.fixed_like(node.meta.get("val"), _NUMBERS)
-    return broadcast(t, node, operands)
+    result, value = broadcast(t, node, operands), node.meta.get("val")
+    return [result] * len(value) if isinstance(value, (tuple, list)) else result
 
 
 def first_operand(t: Typing, node: fx.Node) -> Typed:
@@ -59,7 +60,7 @@ rule(
         """hardswish log_sigmoid rrelu rsub.Tensor multiply.Tensor divide.Tensor subtract.Tensor
         floor_divide where.ScalarOther where.ScalarSelf where.Scalar masked_fill.Tensor
         __and__.Tensor __or__.Tensor special_expit square float_power.Tensor_Scalar pow.Tensor_Scalar
-        fake_quantize_per_tensor_affine real imag conj resolve_conj resolve_neg"""
+        fake_quantize_per_tensor_affine real imag conj resolve_conj resolve_neg copy"""
     )
 )(elementwise)
 
@@ -67,7 +68,7 @@ rule(
     *aten_operators(
         """dropout alpha_dropout feature_dropout feature_alpha_dropout contiguous detach alias
         lift_fresh_copy lift_fresh to.dtype to.dtype_layout to.device to.other to.prim_Device _to_copy
-        type_as detach_copy zeros_like ones_like full_like empty_like copy fill.Scalar fill.Tensor zero"""
+        type_as detach_copy zeros_like ones_like full_like empty_like fill.Scalar fill.Tensor zero"""
     )
 )(first_operand)
 
