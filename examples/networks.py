@@ -81,6 +81,15 @@ def photograph_crops(count: int, seed: int = 0) -> Tensor:
     return torch.stack(crops)
 
 
+def imagenet_classes() -> list[str]:
+    """The names of the thousand classes, in the order of the logits, as torchvision keeps them."""
+    _declare_torchvision_schemas()
+    from torchvision.models import MobileNet_V2_Weights
+
+    names: list[str] = MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"]
+    return names
+
+
 def _images() -> list[Any]:
     """The photographs as RGB PIL images, read from files inside the packages."""
     from PIL import Image

