@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import fx as torch_fx
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from .axes.typing import Typing
     from .plan import Plan
     from .provenance import Provenance
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 # What a node keeps of torch.export's metadata, and what graphprune adds. The rest is dropped at capture.
 META_KEYS = ("val", "stack_trace", "module", "module_type", "follows_training")
@@ -321,7 +323,7 @@ class Graph:
 
         return compose(self, first, second)
 
-    def write_back(self, model: torch.nn.Module) -> torch.nn.Module:
+    def write_back(self, model: Module) -> Module:
         """A copy of ``model`` with this graph's sizes and weights, in the model's own class.
 
         Raises:

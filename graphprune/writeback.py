@@ -24,27 +24,30 @@ import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .attributes import Slot, changed_arguments, gather, slots, update_layer
-from .capture import example_call, user_line
+from . import refusal
+from .attributes import Slot, gather, slots, update_layer
+from .capture import example_call
 from .errors import AxisError, GraphpruneError, InputError
-from .graph import Graph, clone_tensor, operator_name, source_line
+from .graph import Graph, clone_tensor
 from .inputs import undisturbed
 from .provenance import Provenance, operator
 from .verify import Certificate, compare, in_float64
 
+Module = TypeVar("Module", bound=nn.Module)
+
 TOLERANCE = 1e-5  # relative, where a precision allows it
 MAX_CHOICES = 64  # combinations of attribute values tried for one module
 MAX_RUNS = 256  # runs of the whole model
-OPEN_END = 2**31  # a slice without an end has a larger one
+RAN = "(ran)"  # no module's path
 
 
-def write_back(graph: Graph, model: nn.Module) -> nn.Module:
+def write_back(graph: Graph, model: Module) -> Module:
     """A copy of ``model`` that computes what ``graph`` computes, in the model's own class.
 
     Args:
@@ -88,7 +91,7 @@ def write_back(graph: Graph, model: nn.Module) -> nn.Module:
 
 
 def _computed(model: nn.Module) -> dict[int, Any]:
-    """A memo for ``deepcopy`` with the attributes that a hook computes from parameters (old-style weight norm).
+    """A memo for ``deepcopy`` with the attributes that hooks compute (old-style weight norm).
 
     They belong to an autograd graph, which torch refuses to copy; the hook computes them again.
     """
@@ -213,7 +216,7 @@ def _search(graph: Graph, before: Provenance, twin: nn.Module, choices: dict[str
     for _ in range(MAX_RUNS):
         if outcome.passed:
             return
-        first.setdefault(outcome.path, outcome)
+        first.setdefault(outcome.path if outcome.error is not None else RAN, outcome)
         if outcome.error is not None:
             # The module it failed in, then those around it; a child may fail for what its parent handed it.
             tried = [p for p in _around(outcome.path) if p in choices]
@@ -222,7 +225,14 @@ def _search(graph: Graph, before: Provenance, twin: nn.Module, choices: dict[str
         if not any(choices[p].next() for p in tried):
             break
         outcome = _run(graph, twin)
-    raise AxisError(_refusal(graph, before, twin, first[outcome.path]))
+    # A copy that ran had every size in place: what it computed tells more than a later attempt that failed.
+    ran = next((o for o in first.values() if o.error is None), None)
+    outcome = ran or first[outcome.path]
+    if outcome.error is None:
+        assert outcome.certificate is not None
+        raise AxisError(refusal.of_difference(graph, before, outcome.certificate.reason))
+    kind = type(twin.get_submodule(outcome.path)).__name__
+    raise AxisError(refusal.of_error(graph, before, outcome.path, kind, outcome.error)) from outcome.error
 
 
 def _around(path: str) -> list[str]:
@@ -283,83 +293,7 @@ def _require_one_width(path: str, module: nn.MultiheadAttention) -> None:
     stream, heads = module.out_proj.weight.shape
     if stream != heads:
         raise AxisError(
-            f"refused to write back: module {path!r} (MultiheadAttention) has one embed_dim for its input and for "
-            f"all its heads together, which are now {stream} and {heads} wide; keep its heads whole, remove as "
-            "many positions from the stream, or use graph.module, which has no such limit"
+            f"refused to write back: module {path!r} (MultiheadAttention) has one embed_dim for its input "
+            f"and for all its heads together, which are now {stream} and {heads} wide; keep its heads whole, "
+            "remove as many positions from the stream, or use graph.module, which has no such limit"
         )
-
-
-# ---- the refusal ----------------------------------------------------------------------------------
-
-
-def _refusal(graph: Graph, before: Provenance, twin: nn.Module, outcome: Outcome) -> str:
-    kind = type(twin.get_submodule(outcome.path)).__name__
-    where = f"module {outcome.path!r} ({kind})" if outcome.path else f"the model ({kind})"
-    advice = "keep that axis whole, make the size an attribute, or use graph.module, which has no such limit"
-    if outcome.error is None:
-        scales = _default_scales(graph, before)
-        if scales:
-            return (
-                f"refused to write back: {'; '.join(scales)}: forward computes the scale of attention from "
-                f"the width that is left, so no attribute keeps it; {advice}"
-            )
-        assert outcome.certificate is not None
-        return (
-            f"refused to write back: with every size in place the model still differs from the graph "
-            f"({outcome.certificate.reason}); {_all_changes(graph, before)}if passes rewrote the graph "
-            f"besides pruning, apply plans to the captured graph itself; or use graph.module"
-        )
-    line = user_line(outcome.error)
-    sizes = _changes_at(graph, before, outcome.path, line)
-    held = f" holds the size {sizes} itself" if sizes else ""
-    message = str(outcome.error).strip().splitlines()
-    return (
-        f"refused to write back: forward of {where}{f' at {line}' if line else ''}{held}, which no attribute "
-        f"can change ({message[0] if message else type(outcome.error).__name__}); {advice}"
-    )
-
-
-def _changes_at(graph: Graph, before: Provenance, path: str, line: str | None) -> str:
-    """Sizes that changed among the arguments of a line's operators, as text."""
-    found: dict[str, None] = {}
-    for exactly in (True, False):
-        for node in graph.fx.nodes:
-            was = before.operators.get(node.name)
-            if was is None or node.op != "call_function":
-                continue
-            here = (
-                source_line(node) == line
-                if exactly
-                else (node.meta.get("module") or "").split("@")[0] == path
-            )
-            if not here:
-                continue
-            for old, new in changed_arguments(was, operator(node)):
-                if isinstance(old, int) and 1 < old < OPEN_END:
-                    found[f"{old} (now {new}) of {operator_name(node)}"] = None
-        if found:
-            break
-    return ", ".join(found)
-
-
-def _default_scales(graph: Graph, before: Provenance) -> list[str]:
-    """Attention operators whose scale had to be written down, with their places."""
-    found = []
-    for node in graph.find(torch.ops.aten.scaled_dot_product_attention.default):
-        was = before.operators.get(node.name)
-        if was is not None and was.options.get("scale") is None and node.kwargs.get("scale") is not None:
-            found.append(graph.where(node))
-    return found
-
-
-def _all_changes(graph: Graph, before: Provenance) -> str:
-    changes: dict[str, None] = {}
-    for node in graph.fx.nodes:
-        was = before.operators.get(node.name)
-        if was is None or node.op != "call_function":
-            continue
-        for old, new in changed_arguments(was, operator(node)):
-            if isinstance(old, int) and 1 < old < OPEN_END:
-                changes[f"{old} → {new} at {graph.where(node)}"] = None
-    shown = list(changes)[:3]
-    return f"sizes that changed in forward: {', '.join(shown)}; " if shown else ""
