@@ -44,7 +44,9 @@ class Program:
         self._random = torch.Generator().manual_seed(17)
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        args, kwargs = tree_map(lambda a: self.tensor_of(a) if isinstance(a, torch.Tensor) else a, (args, kwargs))
+        args, kwargs = tree_map(
+            lambda a: self.tensor_of(a) if isinstance(a, torch.Tensor) else a, (args, kwargs)
+        )
         node = self.fx.call_function(target, args, kwargs)
         with self._mode:
             operands = map_arg((args, kwargs), lambda n: n.meta["val"])

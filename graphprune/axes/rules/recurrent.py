@@ -48,7 +48,10 @@ def _recurrent(t: Typing, node: fx.Node, gates: int) -> Typed:
     projected = per_cell in (3, 5)
     hidden = t.fresh(first[0].size // gates, node)
     out: Term = first[1]
-    if not projected:
+    if projected:
+        # torch knows a projected LSTM by its two state sizes being different; P is the smaller one.
+        t.freeze(hidden, "the cell has to stay wider than its projection", node)
+    else:
         t.same(out, hidden, node)
     entering: Term = x[-1]
     for layer in range(int(layers)):
