@@ -36,7 +36,7 @@ from .rounding import allow_rounding
 from .target import Target, get
 from .verify import Certificate, compare, require
 
-LOSSLESS = "clean-up,remove-dropout,fold-constants,fold-batch-norm,clean-up"
+LOSSLESS = "clean-up,fold-constants,remove-dropout,fold-parameters,fold-batch-norm,clean-up"
 
 
 def optimize(

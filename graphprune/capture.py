@@ -20,10 +20,9 @@ from torch import fx
 from .errors import CaptureError, InputError
 from .functionalize import body_nodes, functionalize, inline_wrappers
 from .graph import META_KEYS, Graph
-from .module import TRAINING_ARGUMENT, TracedModule
+from .module import TracedModule
 from .signature import Signature
-
-aten = torch.ops.aten
+from .training import mark_training
 
 
 def capture(
@@ -230,7 +229,7 @@ def _from_program(program: torch.export.ExportedProgram, model: Any, example: An
     names_kept = frozenset(ties.get(name, name) for name in persistent)
     bodies = {str(n.target): getattr(program.graph_module, str(n.target)) for n in body_nodes(fresh, program)}
     graph = Graph(fresh, tensors, signature, tuple(examples), ties, names_kept, tuple(notes), bodies)
-    _mark_training(graph, model if is_module else None)
+    graph.notes += mark_training(graph, model if is_module else None)
     graph.sweep()
     graph.fx.lint()
     return graph
@@ -251,9 +250,8 @@ def collect(program: torch.export.ExportedProgram) -> tuple[fx.Graph, dict[str, 
                 mapping[node].args = (tuple(mapping[node].args[0]),)  # type: ignore[arg-type]
         elif spec.kind in (kinds.PARAMETER, kinds.BUFFER, kinds.CONSTANT_TENSOR):
             name = str(spec.target)
-            tensors[name] = (
-                state[name] if isinstance(state[name], torch.nn.Parameter) else state[name].detach()
-            )
+            value = state[name]
+            tensors[name] = value if isinstance(value, torch.nn.Parameter) else value.detach()
             if spec.kind == kinds.PARAMETER or (spec.kind == kinds.BUFFER and spec.persistent):
                 persistent.add(name)
             mapping[node] = graph.get_attr(name)
@@ -300,46 +298,3 @@ def _canonical_names(graph: fx.Graph, tensors: dict[str, torch.Tensor], owner: A
         for node in graph.find_nodes(op="get_attr", target=name):
             node.target = ties[name]
     return {alias: name for alias, name in ties.items() if name in tensors}
-
-
-def _mark_training(graph: Graph, model: torch.nn.Module | None) -> None:
-    """Mark the operators whose training flag came from their module's mode."""
-    _restore_attention_dropout(graph, model)
-    for node in graph.find(*TRAINING_ARGUMENT, aten.scaled_dot_product_attention.default):
-        kind, owner = node.meta.get("module_type", ""), None
-        if model is not None and node.meta.get("module") is not None:
-            owner = _submodule(model, node.meta["module"])
-        if node.target is aten.scaled_dot_product_attention.default:
-            if isinstance(owner, torch.nn.MultiheadAttention) and owner.dropout:
-                node.meta["follows_training"] = owner.dropout
-        elif node.target is aten.batch_norm.default:
-            tracks = getattr(owner, "track_running_stats", True)
-            named = "BatchNorm" in kind.rpartition(".")[2] and "Frozen" not in kind
-            known = isinstance(owner, torch.nn.modules.batchnorm._BatchNorm) if owner is not None else named
-            if known and tracks and node.args[5] is False:
-                node.meta["follows_training"] = True
-        elif node.target is aten.instance_norm.default:
-            continue  # its flag says which statistics to use, and InstanceNorm's own modules differ
-        elif node.args[2] is False:
-            node.meta["follows_training"] = True
-
-
-def _restore_attention_dropout(graph: Graph, model: torch.nn.Module | None) -> None:
-    """Dropout on attention weights, which ``MultiheadAttention`` leaves out altogether in evaluation mode."""
-    for node in list(graph.find(aten.softmax.int)):
-        owner = (
-            _submodule(model, node.meta["module"]) if model is not None and "module" in node.meta else None
-        )
-        if not isinstance(owner, torch.nn.MultiheadAttention) or not owner.dropout:
-            continue
-        with graph.fx.inserting_after(node):
-            dropout = graph.fx.call_function(aten.dropout.default)
-        node.replace_all_uses_with(dropout)
-        dropout.args, dropout.meta = (node, owner.dropout, False), dict(node.meta)
-
-
-def _submodule(model: torch.nn.Module, path: str) -> torch.nn.Module | None:
-    try:
-        return model.get_submodule(path.split("@")[0])
-    except AttributeError:
-        return None

@@ -29,7 +29,7 @@ HEAVY = (
 LAYERS = {
     "base": ("errors", "target", "signature", "structure", "atomic"),
     "capture": (
-        "graph", "graph_text", "batch", "functionalize", "module", "inputs", "declared_inputs", "capture", "original",
+        "graph", "graph_text", "batch", "functionalize", "module", "training", "inputs", "declared_inputs", "capture", "original",
         "cost", "provenance",
     ),
     "type": ("axes", "dependency", "drawing"),
