@@ -130,8 +130,8 @@ def slice_(t: Typing, node: fx.Node) -> Typed:
         end = start + end if isinstance(start, int) and isinstance(end, int) else node
     else:
         step = args[3] or 1
-    if isinstance(out, int) and out == term.size:
-        return x
+    if isinstance(out, int) and out == term.size and node.target is not aten.narrow.default:
+        return x  # whatever its bounds are, they cover a shorter dimension too; a length would not
     if not isinstance(out, int) or any(v is not None and not isinstance(v, int) for v in (start, end)):
         t.freeze(term, "is sliced at computed points", node)
         return (*x[:dim], t.fixed(out, _PIECES), *x[dim + 1 :])

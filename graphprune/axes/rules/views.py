@@ -13,7 +13,7 @@ from torch import fx
 
 from ...cost import size_hint
 from ..terms import UNIT, Atom, Reason, Term, factors, leaves, product
-from ..typing import SYMBOLIC, Dims, Typed, Typing, aten_operators, rule
+from ..typing import SYMBOLIC, Dims, Kept, Typed, Typing, aten_operators, rule
 
 aten = torch.ops.aten
 
@@ -87,7 +87,24 @@ def view_as(t: Typing, node: fx.Node) -> Typed:
     return result
 
 
-@rule(*aten_operators("flatten.using_ints squeeze unsqueeze squeeze.dim squeeze.dims ravel"))
+@rule(*aten_operators("squeeze squeeze.dim squeeze.dims"))
+def squeeze(t: Typing, node: fx.Node) -> Typed:
+    """Dimensions of one position go; one that only shrinks to a single position stays."""
+    x = t.of(node.args[0])
+    shape = t.shape(node.args[0])
+    named = node.args[1] if len(node.args) > 1 else range(len(shape))
+    places = {d % len(shape) for d in ([named] if isinstance(named, int) else named)} if len(shape) else set()
+    gone = [d for d in sorted(places) if isinstance(shape[d], int) and shape[d] == 1]
+
+    def write(copy: fx.Node, kept: Kept) -> None:
+        if any(kept(x[d]) == 1 for d in places.difference(gone)):
+            copy.target, copy.args = aten.squeeze.dims, (copy.args[0], gone)
+
+    t.derive(node, write)
+    return tuple(term for d, term in enumerate(x) if d not in gone)
+
+
+@rule(*aten_operators("flatten.using_ints unsqueeze ravel"))
 def reshape_without_sizes(t: Typing, node: fx.Node) -> Typed:
     """Row-major regrouping that names no size."""
     return reshape(t, node, t.of(node.args[0]), t.shape(node))
