@@ -104,7 +104,10 @@ def write_constant(copy: fx.Node, where: tuple[int, int | None], value: torch.Te
 
 @rule(*aten_operators("gather take_along_dim"))
 def gather(t: Typing, node: fx.Node) -> Typed:
-    """``out[i, j] = x[index[i, j], j]``: pointwise in every dimension but the indexed one."""
+    """``out[i, j] = x[index[i, j], j]``: pointwise in every dimension but the indexed one.
+
+    ``gather`` reads a shorter index's positions from the front, ``take_along_dim`` broadcasts.
+    """
     x, picked = t.of(node.args[0]), t.of(node.args[2] if node.target is aten.gather.default else node.args[1])
     dim: Any = node.args[1] if node.target is aten.gather.default else node.args[2]
     if dim is None:
@@ -115,8 +118,10 @@ def gather(t: Typing, node: fx.Node) -> Typed:
     for place, (ours, theirs) in enumerate(zip(x, picked, strict=True)):
         if place != dim and ours.size == theirs.size:
             t.same(ours, theirs, node)
-        elif place != dim:
+        elif place != dim and node.target is aten.gather.default:
             t.freeze((ours, theirs), LOOKED_UP, node)
+        elif place != dim and theirs.size == 1:
+            theirs = ours
         result.append(theirs)
     return tuple(result)
 

@@ -20,7 +20,9 @@ aten = torch.ops.aten
 def _reduced(t: Typing, node: fx.Node, dims: Any, keep: bool) -> tuple[Dims, list[Term]]:
     """The result's type, and the terms that were reduced (all, when ``dims`` is None or empty)."""
     x = t.of(node.args[0])
-    if dims is None or dims == []:
+    if dims == [] and node.target is aten.any.dims:
+        places = set()  # the one reduction for which no dimensions means none
+    elif dims is None or dims == []:
         places = set(range(len(x)))
     else:
         places = {d % len(x) for d in ([dims] if isinstance(dims, int) else dims)} if x else set()
@@ -50,7 +52,7 @@ def statistic(t: Typing, node: fx.Node) -> Typed:
     """Removing a position changes the result."""
     result, gone = _reduced(t, node, *_by_position(node, 1, 2))
     t.statistical(gone, f"a {_name(node)} runs over it", node)
-    return result
+    return result if isinstance(node.meta["val"], torch.Tensor) else [result, result]
 
 
 @rule(*aten_operators("var.correction std.correction var_mean.correction std_mean.correction"))

@@ -18,7 +18,7 @@ _BY_RANK = {"1d": 1, "2d": 2, "3d": 3}
     avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
     max_pool3d_with_indices max_pool1d_with_indices adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d _adaptive_avg_pool2d
-    fractional_max_pool2d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest1d.vec
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest1d.vec
     upsample_nearest2d.vec upsample_nearest3d.vec upsample_linear1d upsample_linear1d.vec
     upsample_bilinear2d upsample_bilinear2d.vec upsample_bicubic2d upsample_bicubic2d.vec
     upsample_trilinear3d upsample_trilinear3d.vec _upsample_bilinear2d_aa _upsample_bicubic2d_aa
@@ -44,7 +44,8 @@ def grid_sampler(t: Typing, node: fx.Node) -> Typed:
     """``x [N, C, …]`` read at ``grid [N, …, 2 or 3]``."""
     x, grid = t.of(node.args[0]), t.of(node.args[1])
     windows(t, node, x[2:])
-    t.freeze(grid, "it holds coordinates", node)
+    t.same(x[0], grid[0], node)
+    t.freeze(grid[1:], "it holds coordinates", node)
     return (x[0], x[1], *[t.fixed(s, SPATIAL) for s in t.shape(node)[2:]])
 
 
