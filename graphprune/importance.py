@@ -80,9 +80,7 @@ def _magnitudes(graph: Graph, axes: Sequence[Axis], order: int) -> dict[str, tor
             inside = [(axis, index) for axis, index in graph.axes.of(name, dim) if axis.name in totals]
             if not inside:
                 continue
-            others = [d for d in range(weight.dim()) if d != dim]
-            powers = weight.detach().abs().to(torch.float64) ** order
-            slices = (powers.sum(others) if others else powers).cpu()
+            slices = _power_sums(weight.detach(), dim, order)
             summed: dict[str, torch.Tensor] = {}
             for axis, index in inside:
                 where = torch.from_numpy(index)
@@ -93,3 +91,12 @@ def _magnitudes(graph: Graph, axes: Sequence[Axis], order: int) -> dict[str, tor
                 mean = float(norm.mean())
                 totals[axis_name] += norm / mean if mean else norm
     return totals
+
+
+def _power_sums(weight: torch.Tensor, dim: int, order: int) -> torch.Tensor:
+    """``[size of dim]`` float64: ``sum |w|^order`` over the other dimensions, without a float64 copy."""
+    # The square of a half-precision number may be out of its range.
+    wide = weight.float() if weight.element_size() < 4 else weight
+    powers = wide.abs() if order == 1 else wide.square()
+    others = [d for d in range(weight.dim()) if d != dim]
+    return (powers.sum(others, dtype=torch.float64) if others else powers.to(torch.float64)).cpu()

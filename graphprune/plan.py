@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .axes.axis import Axis
-from .axes.terms import Atom, kept_size
+from .axes.terms import Atom, Term, kept_size, leaves, resolve
 from .cost import node_macs
 from .errors import AxisError, InputError
 from .importance import Importance, scores
@@ -225,20 +225,20 @@ class CostModel:
         typing = graph.typing
         self._dims = typing.dims
         self._nodes = [n for n in graph.fx.nodes if node_macs(n)]
+        parameters = graph.parameters
         self._tensors = [
-            (typing.tensors[name], name in graph.parameters, t.element_size())
+            (typing.tensors[name], name in parameters, t.element_size())
             for name, t in graph.tensors.items()
             if name in typing.tensors
         ]
         self._by_atom: dict[Atom, tuple[list[Any], list[Any]]] = {}
-        from .axes.terms import leaves
-
+        atoms = _AtomsOf()
         for node in self._nodes:
             involved = [node, *node.all_input_nodes]
-            for atom in {a for n in involved for term in _tensor_dims(self._dims[n]) for a in leaves(term)}:
+            for atom in atoms.of(term for n in involved for term in _tensor_dims(self._dims[n])):
                 self._by_atom.setdefault(atom, ([], []))[0].append(node)
         for entry in self._tensors:
-            for atom in {a for term in entry[0] for a in leaves(term)}:
+            for atom in atoms.of(entry[0]):
                 self._by_atom.setdefault(atom, ([], []))[1].append(entry)
 
     def totals(self, sizes: Mapping[Atom, int]) -> dict[str, int]:
@@ -254,18 +254,47 @@ class CostModel:
         return (now[0] - then[0], now[1] - then[1], now[2] - then[2])
 
     def _evaluate(self, nodes: Any, tensors: Any, sizes: Mapping[Atom, int]) -> tuple[int, int, int]:
+        # One dimension stands in many places (a weight, its bias, what goes in and out): count it once.
+        known: dict[Term, int] = {}
+
+        def size(term: Term) -> int:
+            if not sizes:
+                return term.size
+            term = resolve(term)
+            count = known.get(term)
+            if count is None:
+                count = known[term] = kept_size(term, sizes)
+            return count
+
         def shape(argument: Any) -> tuple[int, ...]:
-            return tuple([kept_size(term, sizes) for term in _tensor_dims(self._dims[argument])])
+            return tuple([size(term) for term in _tensor_dims(self._dims[argument])])
 
         macs = sum(node_macs(n, shape) for n in nodes)
         parameters = total = 0
         for dims, trained, width in tensors:
             count = 1
             for term in dims:
-                count *= kept_size(term, sizes)
+                count *= size(term)
             parameters += count if trained else 0
             total += count * width
         return macs, parameters, total
+
+
+class _AtomsOf:
+    """The atoms of terms, each term taken apart once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Term, tuple[Atom, ...]] = {}
+
+    def of(self, terms: Iterable[Term]) -> dict[Atom, None]:
+        """Every atom of the terms once, in order."""
+        found: dict[Atom, None] = {}
+        for term in {resolve(t): None for t in terms}:
+            known = self._known.get(term)
+            if known is None:
+                known = self._known[term] = tuple(dict.fromkeys(leaves(term)))
+            found.update(dict.fromkeys(known))
+        return found
 
 
 def _tensor_dims(typed: Any) -> tuple[Any, ...]:
