@@ -143,13 +143,13 @@ class Graph:
 
     def where(self, node: Node) -> str:
         """A place a reader can open: node name, module path and source line, as far as they are known."""
-        parts = [node.name]
-        if node.meta.get("module"):
-            parts.append(f"in module {node.meta['module']!r}")
         line = source_line(node)
-        if line:
-            parts.append(f"at {line}")
-        return " ".join(parts)
+        return self.place(node) + (f" at {line}" if line else "")
+
+    def place(self, node: Node) -> str:
+        """Node name and, where it is known, module path: enough to find it in the network."""
+        module = node.meta.get("module")
+        return f"{node.name} in module {module!r}" if module else node.name
 
     # ---- changing (on a copy) --------------------------------------------------------------------
 
@@ -184,13 +184,24 @@ class Graph:
 
     def set_tensor(self, name: str, value: torch.Tensor) -> None:
         """Replace the tensor called ``name``; a parameter stays a parameter and keeps ``requires_grad``."""
-        old = self.tensors[name]
-        if isinstance(old, torch.nn.Parameter):
-            grad = old.requires_grad and value.is_floating_point()
-            value = torch.nn.Parameter(value.detach(), requires_grad=grad)
-        self.tensors[name] = value
-        for node in self.fx.find_nodes(op="get_attr", target=name):
-            node.meta["val"] = self._fake(value)
+        self.set_tensors({name: value})
+
+    def set_tensors(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Replace several tensors as :meth:`set_tensor` does, in one walk over the graph."""
+        for name, value in values.items():
+            old = self.tensors[name]
+            if isinstance(old, torch.nn.Parameter):
+                grad = old.requires_grad and value.is_floating_point()
+                value = torch.nn.Parameter(value.detach(), requires_grad=grad)
+            self.tensors[name] = value
+        fakes: dict[str, Any] = {}
+        mode = self.fake_mode
+        for node in self.fx.find_nodes(op="get_attr"):
+            name = str(node.target)
+            if name in values:
+                if name not in fakes:
+                    fakes[name] = _fake_of(mode, self.tensors[name])
+                node.meta["val"] = fakes[name]
 
     def free_name(self, name: str) -> str:
         """``name``, or the first ``name_1``, ``name_2`` … that no tensor has yet."""
@@ -232,7 +243,8 @@ class Graph:
                 if name in self.bodies:
                     continue
                 if name not in fakes:
-                    fakes[name] = self._fake(self.tensors[name])
+                    known, tensor = node.meta.get("val"), self.tensors[name]
+                    fakes[name] = known if _is_fake_of(mode, known, tensor) else _fake_of(mode, tensor)
                 values[node] = node.meta["val"] = fakes[name]
             elif isinstance(node.target, torch._ops.HigherOrderOperator):
                 values[node] = node.meta["val"]  # its operands keep their shapes, see axes.typing
@@ -258,7 +270,7 @@ class Graph:
         return FakeTensorMode()
 
     def _fake(self, value: torch.Tensor) -> Any:
-        return self.fake_mode.from_tensor(value.detach(), static_shapes=True)
+        return _fake_of(self.fake_mode, value)
 
     # ---- axes: what can go (the layers behind these load when first asked) ------------------------
 
@@ -379,6 +391,22 @@ class Graph:
             if not value.is_meta:
                 digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def _fake_of(mode: Any, value: torch.Tensor) -> Any:
+    return mode.from_tensor(value.detach(), static_shapes=True)
+
+
+def _is_fake_of(mode: Any, known: Any, value: torch.Tensor) -> bool:
+    """Whether a node's FakeTensor still describes a tensor, so that no new one need be made."""
+    return (
+        getattr(known, "fake_mode", None) is mode
+        and not known.requires_grad
+        and known.shape == value.shape
+        and known.dtype == value.dtype
+        and known.device == value.device
+        and known.stride() == value.stride()
+    )
 
 
 def clone_tensor(value: torch.Tensor) -> torch.Tensor:

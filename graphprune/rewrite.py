@@ -53,10 +53,8 @@ def shrink(graph: Graph, masks: Mapping[Atom, np.ndarray]) -> Graph:
     typing = graph.typing
     small = graph.copy()
     small.provenance = Provenance.of(graph)
-    for name, value in graph.tensors.items():
-        sliced = _slice(value, typing.tensors[name], masks)
-        if sliced is not value:
-            small.set_tensor(name, sliced)
+    sliced = {name: _slice(value, typing.tensors[name], masks) for name, value in graph.tensors.items()}
+    small.set_tensors({name: value for name, value in sliced.items() if value is not graph.tensors[name]})
 
     def kept(term: Term) -> int:
         return kept_size(term, sizes)
