@@ -40,6 +40,7 @@ class Program:
         self.draw = draw
         self.fx = fx.Graph()
         self.tensors: dict[str, torch.Tensor] = {}
+        self.checked: Graph | None = None
         self._mode = FakeTensorMode()
         self._random = torch.Generator().manual_seed(17)
 
@@ -127,7 +128,7 @@ def check(program: Program, seed: int = 0, *, values: bool = True) -> Typing:
     compared. ``values=False`` compares shapes only (random and uninitialised results).
     """
     graph = program.graph()
-    typing = graph.typing
+    program.checked, typing = graph, graph.typing
     nodes = [n for n in graph.fx.nodes if n.op in ("get_attr", "call_function")]
     for node in nodes:
         _same_shape(node, node.meta["val"], typing.dims[node])

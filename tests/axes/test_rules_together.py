@@ -32,7 +32,8 @@ def divisor(p: Program, size: int) -> int:
 
 
 def reshape(p: Program, x: fx.Node) -> fx.Node:
-    total, shape = prod(shape_of(x)), []
+    shape: list[int] = []
+    total = prod(shape_of(x))
     while total > 1 and len(shape) < 3:
         shape.append(divisor(p, total))
         total //= shape[-1]
@@ -167,8 +168,8 @@ def unfold(p: Program, x: fx.Node) -> fx.Node:
 
 
 STEPS: list[Step] = [
-    reshape, split_heads, transpose, cat, split, slice_, rotate, linear, convolution, add, gram, total, spread,
-    repeat, interleave, glu, select, pad, normalise, flatten, squeeze, softmax, unfold,
+    reshape, split_heads, transpose, cat, split, slice_, rotate, linear, convolution, add, gram, total,
+    spread, repeat, interleave, glu, select, pad, normalise, flatten, squeeze, softmax, unfold,
 ]  # fmt: skip
 
 
