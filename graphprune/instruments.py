@@ -17,12 +17,15 @@ import torch
 from .cost import Cost, cost
 from .graph import Graph
 from .pipeline import Note, Pass, PassResult
-from .verify import Certificate, pass_equivalence, require, settle_in_float64
+from .verify import Certificate, mask_equivalence, pass_equivalence, require, settle_in_float64
 
 
 @dataclass(frozen=True)
 class PassRecord:
-    """One row of a report: what a pass did, what it cost, and its certificate (``None``: none needed)."""
+    """One row of a report: what a pass did, what it cost, and its certificate (``None``: none needed).
+
+    ``mask`` is certificate 1 of a pass that removed positions: smaller network against masked original.
+    """
 
     text: str
     changed: bool
@@ -31,6 +34,7 @@ class PassRecord:
     after: Cost
     seconds: float
     certificate: Certificate | None
+    mask: Certificate | None = None
 
 
 @dataclass
@@ -71,11 +75,16 @@ class Recorder:
         if result.changed and self.verify and not graph.is_meta:
             certificate = pass_equivalence(self._outputs, result.graph, self.inputs, exact=step.exact)
             certificate = settle_in_float64(certificate, graph, result.graph, self.inputs)
+        mask = None
+        if result.plan is not None and self.verify and not graph.is_meta:
+            mask = mask_equivalence(graph, result.plan, self.inputs, pruned=result.pruned)
         before = self.records[-1].after if self.records else cost(graph)
         after = cost(result.graph) if result.changed else before
         self.records.append(
-            PassRecord(str(step), result.changed, result.notes, before, after, seconds, certificate)
+            PassRecord(str(step), result.changed, result.notes, before, after, seconds, certificate, mask)
         )
+        if mask is not None:
+            require(mask, f"pass {step.name!r} removed something else than its plan")
         if certificate is not None:
             require(certificate, f"pass {step.name!r} changed the network's outputs")
 

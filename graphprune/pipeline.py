@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from .errors import GraphpruneError, PassError
 from .graph import Graph
 from .target import Target, get
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 # What holds of every freshly captured graph.
 INITIAL = frozenset({"float", "batch-norm", "trainable"})
@@ -33,11 +36,17 @@ class Note:
 
 @dataclass(frozen=True)
 class PassResult:
-    """A pass's answer: the graph (the same object when nothing changed), and what is to be said of it."""
+    """A pass's answer: the graph (the same object when nothing changed), and what is to be said of it.
+
+    A pass that removed positions gives the ``plan`` and the graph right after it (``pruned``, before any
+    weight was changed), so that an instrument can prove the removal by masking.
+    """
 
     graph: Graph
     changed: bool
     notes: tuple[Note, ...] = ()
+    plan: Plan | None = None
+    pruned: Graph | None = None
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ passes = Registry(
         "fold-batch-norm": "graphprune.passes.fold_batch_norm:FoldBatchNorm",
         "fold-constants": "graphprune.passes.fold_constants:FoldConstants",
         "fold-parameters": "graphprune.passes.fold_parameters:FoldParameters",
+        "prune-channels": "graphprune.passes.prune_channels:PruneChannels",
         "remove-dropout": "graphprune.passes.remove_dropout:RemoveDropout",
     },
 )

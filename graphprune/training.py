@@ -66,7 +66,7 @@ def _tracks_statistics(node: fx.Node, owner: torch.nn.Module | None) -> bool:
 
 
 def _attention_dropout(owner: torch.nn.Module | None) -> float | None:
-    """The probability that a module drops attention weights with; ``None`` where it may, but it is not known."""
+    """The probability a module drops attention weights with; ``None`` where it may, but it is not known."""
     if owner is None:
         return 0.0
     if isinstance(owner, torch.nn.MultiheadAttention):

@@ -32,6 +32,7 @@ import torch
 from torch import fx
 
 from graphprune.graph import Graph
+from graphprune.graph_text import operator_name
 from graphprune.pipeline import Context, Note, Pass, PassResult
 
 from .absorb import Edit, absorb_before, absorb_behind
@@ -59,14 +60,14 @@ class FoldBatchNorm(Pass):
         while folded != before:  # one that is gone may have stood in another's way
             before, refused = folded, []
             for node in list(result.find(aten.batch_norm.default)):
-                where = result.where(node)
+                where, place = result.where(node), result.place(node)
                 try:
                     into = _fold(result, node)
                 except Refusal as refusal:
                     refused.append(Note("refused", where, str(refusal)))
                 else:
                     folded += 1
-                    notes.append(Note("changed", where, f"folded into {into}"))
+                    notes.append(Note("changed", place, f"folded into {into}"))
         if not folded:
             nothing = "no batch norm to fold" if not refused else f"none of {len(refused)} batch norms folds"
             return PassResult(graph, False, (Note("info", "", nothing), *refused))
@@ -98,7 +99,7 @@ def _fold(graph: Graph, node: fx.Node) -> str:
     graph.fx.erase_node(node)
     for edit in edits:
         edit.apply(graph)
-    return ", ".join(dict.fromkeys(describe(edit.node) for edit in edits))
+    return ", ".join(dict.fromkeys(operator_name(edit.node) for edit in edits))
 
 
 def batch_norm_map(graph: Graph, node: fx.Node) -> Affine:

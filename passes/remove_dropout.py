@@ -51,10 +51,10 @@ class RemoveDropout(Pass):
                 notes.append(Note("refused", result.where(node), message))
                 continue
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-            notes.append(Note("changed", result.where(node), "removed"))
+            notes.append(Note("changed", result.place(node), "removed"))
         for node in result.find(aten.scaled_dot_product_attention.default):
             if node.meta.pop("follows_training", None):
-                notes.append(Note("changed", result.where(node), "attention dropout removed"))
+                notes.append(Note("changed", result.place(node), "attention dropout removed"))
         if not any(note.kind == "changed" for note in notes):
             return PassResult(graph, False, (*notes, Note("info", "", "no dropout to remove")))
         result.sweep()

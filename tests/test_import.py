@@ -33,7 +33,7 @@ LAYERS = {
         "cost", "provenance",
     ),
     "type": ("axes", "dependency", "drawing"),
-    "plan": ("importance", "plan"),
+    "plan": ("importance", "plan", "budget"),
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "artifact"),

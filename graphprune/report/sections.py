@@ -87,6 +87,8 @@ def _passes(report: Report) -> Section:
         certificate = record.certificate
         if certificate is not None:
             proof = str(certificate)
+            if record.mask is not None:
+                proof = f"masking {record.mask}; outputs {certificate}"
         else:
             proof = "not verified" if record.changed else "unchanged"
         if (certificate is not None and not certificate.passed) or (certificate is None and record.changed):

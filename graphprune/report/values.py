@@ -179,6 +179,7 @@ def _pass_json(record: PassRecord) -> dict[str, Any]:
         "before": asdict(record.before),
         "after": asdict(record.after),
         "certificate": None if record.certificate is None else record.certificate.to_json(),
+        "mask_certificate": None if record.mask is None else record.mask.to_json(),
         "notes": [asdict(note) for note in record.notes],
     }
 
