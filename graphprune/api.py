@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from .cost import cost
+from .errors import InputError
 from .graph import Graph, clone_tensor
 from .inputs import undisturbed
 from .instruments import Dump, Recorder
@@ -34,6 +35,7 @@ from .report import AuditSummary, Latency, Report
 from .result import Result
 from .rounding import allow_rounding
 from .target import Target, get
+from .textual import make_pass
 from .verify import Certificate, compare, require
 
 LOSSLESS = "clean-up,fold-constants,remove-dropout,fold-parameters,fold-batch-norm,clean-up"
@@ -47,6 +49,10 @@ def optimize(
     target: str | Target = "cpu",
     calibration: Iterable[Any] | None = None,
     evaluate: Callable[[Any], float] | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    bytes: float | None = None,
+    importance: Any = "l2",
     dynamic_batch: bool = False,
     pipeline: str | Pipeline | None = None,
     backend: str = "auto",
@@ -68,6 +74,10 @@ def optimize(
         target: a name (``cpu``, ``x86``, ``arm``, ``cuda``) or a :class:`Target`.
         calibration: any iterable of inputs, for passes that need data.
         evaluate: ``module -> float``, larger is better, for passes that search.
+        macs, params, bytes: budgets, each a fraction of what the model has (a float up to 1.0) or an
+            absolute number. With one, ``prune-channels`` runs before the lossless pipeline, and the
+            outputs change; by how much is in the report.
+        importance: what ``prune-channels`` ranks positions by (:mod:`graphprune.importance`).
         dynamic_batch: keep the batch size open; proved at batch 1 and 7.
         pipeline: passes as text or as a :class:`Pipeline`; ``None`` is the lossless one, ``LOSSLESS``.
         backend: a backend's name, or ``auto`` for the best one the target allows.
@@ -87,7 +97,7 @@ def optimize(
         BackendError: the runtime cannot lower the graph.
     """
     goal = get(target)
-    steps = _pipeline(pipeline)
+    steps = _pipeline(pipeline, {"macs": macs, "params": params, "bytes": bytes}, importance)
     steps.check()
     tried = candidates(backend, goal)
     say = progress or (lambda line: None)
@@ -142,10 +152,21 @@ def optimize(
     return Result(lowered, trainable, deployment, report)
 
 
-def _pipeline(pipeline: str | Pipeline | None) -> Pipeline:
-    if pipeline is None:
-        return Pipeline.parse(LOSSLESS)
-    return Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
+def _pipeline(
+    pipeline: str | Pipeline | None, asked: Mapping[str, float | None], importance: Any
+) -> Pipeline:
+    budgets = {name: value for name, value in asked.items() if value is not None}
+    if not budgets:
+        if pipeline is None:
+            return Pipeline.parse(LOSSLESS)
+        return Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
+    if pipeline is not None:
+        raise InputError(
+            f"both a pipeline and a budget ({', '.join(budgets)}) are given; "
+            "write the budget into the pipeline: prune-channels{macs=0.5},…"
+        )
+    prune = make_pass("prune-channels", {**budgets, "importance": importance})
+    return Pipeline((prune, *Pipeline.parse(LOSSLESS)))
 
 
 def _runner_notes(deployment: Deployment) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ from .graph import Graph
 from .importance import Importance, scores
 from .plan import CostModel, Plan, make_plan
 
-RESOURCES = ("macs", "parameters", "bytes")
+# Budget → what :class:`~graphprune.plan.CostModel` calls it.
+RESOURCES = {"macs": "macs", "params": "parameters", "bytes": "bytes"}
 SCOPES = ("global", "local")
 SMALLEST_STEP = 4  # a convolution whose width is no multiple of 4 is slower than the wider one
 
@@ -72,7 +73,7 @@ def solve(
     """The plan that removes the fewest steps, in the queue's order, and meets every budget.
 
     Args:
-        budgets: ``macs``, ``parameters`` or ``bytes`` → a fraction of what the network has now (a float
+        budgets: ``macs``, ``params`` or ``bytes`` → a fraction of what the network has now (a float
             up to 1), or an absolute number.
         importance: see :func:`graphprune.importance.scores`.
         scope: ``global`` or ``local``; see the module docstring.
@@ -102,13 +103,14 @@ def solve(
 
     def met(count: int) -> bool:
         found = totals(count)
-        return all(found[name] <= limit for name, limit in wanted.items())
+        return all(found[RESOURCES[name]] <= limit for name, limit in wanted.items())
 
     if not met(len(queue)):
         closest = totals(len(queue))
         reach = ", ".join(
-            f"{name} {closest[name]:,} ({closest[name] / now[name]:.3f} of now) for {limit:,.0f} asked"
+            f"{name} {closest[key]:,} ({closest[key] / now[key]:.3f} of now) for {limit:,.0f} asked"
             for name, limit in wanted.items()
+            for key in (RESOURCES[name],)
         )
         raise InputError(
             f"the budget cannot be reached; the closest is {reach}. "
@@ -132,9 +134,9 @@ def _absolute(name: str, value: float, now: Mapping[str, int]) -> float:
     if isinstance(value, bool) or not value > 0:
         raise InputError(f"budget {name} must be positive: a fraction up to 1.0 or an absolute number")
     if isinstance(value, float) and value <= 1:
-        return value * now[name]
-    if value > now[name]:
-        raise InputError(f"budget {name}={value:,} is more than the network has ({now[name]:,})")
+        return value * now[RESOURCES[name]]
+    if value > now[RESOURCES[name]]:
+        raise InputError(f"budget {name}={value:,} is more than the network has ({now[RESOURCES[name]]:,})")
     return float(value)
 
 

@@ -26,7 +26,7 @@ class PruneChannels(Pass):
     """Prune to a budget.
 
     Attributes:
-        macs, parameters, bytes: budgets, each a fraction of what the network has (a float up to 1.0) or an
+        macs, params, bytes: budgets, each a fraction of what the network has (a float up to 1.0) or an
             absolute number; at least one.
         importance: ``l1``, ``l2``, ``random``, or a callable ``(graph, axis) -> scores`` from Python.
         scope: ``global`` (one queue for all axes) or ``local`` (the same share of each).
@@ -41,7 +41,7 @@ class PruneChannels(Pass):
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
 
     macs: float | None = None
-    parameters: float | None = None
+    params: float | None = None
     bytes: float | None = None
     importance: Any = "l2"
     scope: str = "global"
@@ -52,10 +52,10 @@ class PruneChannels(Pass):
 
     def run(self, graph: Graph, context: Context) -> PassResult:
         """A smaller graph, with the plan that led to it."""
-        asked = {"macs": self.macs, "parameters": self.parameters, "bytes": self.bytes}
+        asked = {"macs": self.macs, "params": self.params, "bytes": self.bytes}
         budgets = {name: value for name, value in asked.items() if value is not None}
         if not budgets:
-            raise PassError(self.name, "needs a budget: macs, parameters or bytes")
+            raise PassError(self.name, "needs a budget: macs, params or bytes")
         channels, linears = context.target.channel_alignment, context.target.linear_alignment
         limits = Limits(
             minimum=self.minimum,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import graphprune
-from graphprune.budget import Limits, solve
+from graphprune.budget import RESOURCES, Limits, solve
 from graphprune.cost import cost
 from graphprune.errors import InputError, PassError
 from graphprune.pipeline import Pipeline
@@ -43,7 +43,7 @@ def graph() -> graphprune.Graph:
 @settings(max_examples=25, deadline=None)
 @given(
     budget=st.floats(0.25, 1.0),
-    resource=st.sampled_from(["macs", "parameters", "bytes"]),
+    resource=st.sampled_from(["macs", "params", "bytes"]),
     align=st.sampled_from([1, 4, 8, 16]),
     scope=st.sampled_from(["global", "local"]),
     importance=st.sampled_from(["l1", "l2", "random"]),
@@ -56,15 +56,16 @@ def test_a_budget_is_met_and_one_step_less_would_not_meet_it(
     small = graph.apply(plan)
     found = cost(small)
     assert {"macs": found.macs, "parameters": found.parameters, "bytes": found.bytes} == dict(plan.after)
-    assert plan.after[resource] <= budget * plan.before[resource]
+    key = RESOURCES[resource]
+    assert plan.after[key] <= budget * plan.before[key]
     for row in plan.rows:
         assert row.after % min(align, 4) == 0
     if not plan:
         return
     # Giving the most important step that went back to its axis must break the budget.
     steps = solve(graph, {resource: min(1.0, budget * 1.0001)}, importance, scope=scope, limits=limits)
-    assert steps.after[resource] >= plan.after[resource]
-    larger = solve(graph, {resource: plan.after[resource] + 1}, importance, scope=scope, limits=limits)
+    assert steps.after[key] >= plan.after[key]
+    larger = solve(graph, {resource: plan.after[key] + 1}, importance, scope=scope, limits=limits)
     assert larger.removed == plan.removed
 
 
@@ -74,7 +75,7 @@ def test_absolute_and_fractional_budgets_agree(graph: graphprune.Graph) -> None:
 
 
 def test_every_budget_of_several_is_met(graph: graphprune.Graph) -> None:
-    plan = solve(graph, {"macs": 0.6, "parameters": 0.4})
+    plan = solve(graph, {"macs": 0.6, "params": 0.4})
     assert plan.after["macs"] <= 0.6 * plan.before["macs"]
     assert plan.after["parameters"] <= 0.4 * plan.before["parameters"]
 
@@ -157,3 +158,14 @@ def test_a_budget_that_already_holds_changes_nothing(graph: graphprune.Graph) ->
 def test_the_pass_without_a_budget_is_an_error(graph: graphprune.Graph) -> None:
     with pytest.raises(PassError, match="needs a budget"):
         Pipeline.parse("prune-channels").run(graph)
+
+
+def test_optimize_takes_a_budget() -> None:
+    x = torch.randn(2, 3, 10, 10)
+    result = graphprune.optimize(network(), x, macs=0.5, measure=False, target="x86")
+    assert result.report.final.macs <= result.report.original.macs / 2
+    assert result(x).shape == (2, 10)
+    result.module.train()(x).sum().backward()
+    assert not list(result.graph.find(torch.ops.aten.batch_norm.default))
+    with pytest.raises(InputError, match="both a pipeline and a budget"):
+        graphprune.optimize(network(), x, macs=0.5, pipeline="clean-up")
