@@ -39,7 +39,11 @@ def ruled() -> list[Any]:
     found = []
     for target, function in _rules().items():
         tagged = function is elementwise and torch.Tag.pointwise in getattr(target, "tags", ())
-        if function.__module__.startswith("graphprune.") and function is not _numbers and not tagged:
+        if (
+            function.__module__.startswith("graphprune.axes.rules")
+            and function is not _numbers
+            and not tagged
+        ):
             found.append(target)
     return found
 
