@@ -87,18 +87,19 @@ def test_with_a_rule_it_prunes_and_is_proved(graph: graphprune.Graph) -> None:
     assert certificate.max_relative < 1e-5
 
 
-def test_a_rule_that_couples_too_little_is_found_out(graph: graphprune.Graph) -> None:
-    """The certificate is what a wrong rule meets: this one keeps a channel's gate and takes its column."""
+def test_a_rule_that_claims_too_much_is_found_out(graph: graphprune.Graph) -> None:
+    """No rule is believed: this one says that a softmax keeps its positions apart."""
 
     def wrong(t: Typing, node: fx.Node) -> Typed:
-        x, gate, mix = (t.of(a) for a in node.args)
-        t.same(x[1], mix[0], node)
-        return (x[0], mix[1])
+        return t.of(node.args[0])
 
-    rule(OPERATOR)(wrong)
-    with pytest.raises(graphprune.GraphpruneError, match="shapes") as caught:
-        graph.apply(graph.plan({"gate[0]": [0]}))
-    assert "gated_mix" in str(caught.value)
+    rule(torch.ops.aten.softmax.int)(wrong)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Softmax(-1), nn.Linear(8, 3))
+    soft = graphprune.trace(model, torch.randn(2, 5))
+    (axis,) = soft.axes.exact
+    certificate = mask_equivalence(soft, soft.plan({axis: [0, 1]}))
+    assert not certificate.passed
+    assert "relative error" in certificate.reason
 
 
 def test_the_fixture_forgets_rules() -> None:
