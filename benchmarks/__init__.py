@@ -1,0 +1,1 @@
+"""Measurements as commands: each module prints its table and writes it under `benchmarks/results`."""

@@ -1,0 +1,1 @@
+"""What structured pruning shows in figures: coverage, speed, half-size networks, language-model shapes."""
