@@ -51,7 +51,9 @@ def node_macs(node: fx.Node, shape: Shape | None = None) -> int:
         shape: how to read shapes; by default as captured. With sizes taken from a plan this gives the
             cost of the operator after it.
     """
-    rule = _RULES.get(node.target) if node.op == "call_function" else None
+    if node.op != "call_function":
+        return 0
+    rule = _RULES.get(node.target) or _NAMED.get(getattr(node.target, "_name", ""))
     return rule(node, shape or captured_shape) if rule is not None else 0
 
 
@@ -124,3 +126,4 @@ _RULES: dict[Any, Callable[[fx.Node, Shape], int]] = {
     aten.einsum.default: _einsum,
     **dict.fromkeys((aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input), _recurrent),
 }  # fmt: skip
+_NAMED = {"transformers::grouped_mm_fallback": _product(0)}

@@ -65,6 +65,20 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
+NAMED: dict[str, Rule] = {}
+"""Qualified name (``library::operator``) → rule, for operators that exist once their library is imported."""
+
+
+def named_rule(name: str) -> Callable[[Rule], Rule]:
+    """Register a typing rule for an operator of a library that need not be installed."""
+
+    def register(function: Rule) -> Rule:
+        NAMED[name] = function
+        return function
+
+    return register
+
+
 def aten_operators(names: str) -> list[Any]:
     """ATen overloads by name (``"relu"`` is ``relu.default``); those this torch lacks are left out."""
     found = []
@@ -223,17 +237,27 @@ class Typing:
                 found = rules.get(target)
                 if found is None:
                     found = _by_tag(target)
+                if node.kwargs and _names_positions(node):
+                    found = Typing.named
                 try:
                     dims[node] = found(self, node)
                 except Misfit as misfit:
                     self.misfit(node, misfit, *self._operand_terms(node))
                     dims[node] = self.fixed_like(node.meta.get("val"), UNFIT)
+                except Exception as error:
+                    error.add_note(f"while typing {self.graph.where(node)}: {operator_name(node)}")
+                    raise
             elif op == "get_attr":
                 name = str(node.target)
                 dims[node] = None if name in self.graph.bodies else self._tensor(name)
             elif op == "placeholder":
                 reason = Reason(INPUT, node)
-                dims[node] = tuple(Atom(size_hint(s), reason) if s != 1 else UNIT for s in self.shape(node))
+                dims[node] = tuple(
+                    [
+                        Atom(s, reason) if s.__class__ is int and s != 1 else self.fixed(s, reason)
+                        for s in self.shape(node)
+                    ]
+                )
             elif op == "output":
                 reason = Reason(OUTPUT, node)
                 for source in node.all_input_nodes:
@@ -261,6 +285,19 @@ class Typing:
         self.unruled.setdefault(name, []).append(node)
         self.freeze(self._operand_terms(node), f"no rule for operator {name}", node)
         return self.fixed_like(node.meta.get("val"), Reason(f"comes out of {name}, which has no rule", node))
+
+    def named(self, node: fx.Node) -> Typed:
+        """The rule of a call that names what rules read by position, which no tracer writes: all freezes."""
+        self.freeze(
+            self._operand_terms(node), "arguments are passed by name where a rule reads positions", node
+        )
+        return self.fixed_like(node.meta.get("val"), UNFIT)
+
+
+def _names_positions(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    positional = {a.name for a in schema.arguments if not a.kwarg_only} if schema is not None else set()
+    return not positional.isdisjoint(node.kwargs)
 
 
 SYMBOLIC = Reason("symbolic size")
@@ -291,7 +328,11 @@ def _rules() -> dict[Any, Rule]:
 
 
 def _by_tag(target: Any) -> Rule:
-    """The rule for an operator that torch itself tags as pointwise; otherwise the freezing one."""
+    """The rule for an operator known by name, or that torch tags as pointwise; otherwise the freezing one."""
+    named = NAMED.get(getattr(target, "_name", "").removesuffix(".default"))
+    if named is not None:
+        RULES[target] = named
+        return named
     if isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
         from .rules.elementwise import elementwise
 

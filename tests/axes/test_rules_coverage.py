@@ -15,6 +15,7 @@ from . import (
     test_rules_products,
     test_rules_reductions,
     test_rules_shapes,
+    test_rules_written,
 )
 
 FAMILIES = (
@@ -23,6 +24,7 @@ FAMILIES = (
     test_rules_products,
     test_rules_reductions,
     test_rules_shapes,
+    test_rules_written,
 )
 
 EXEMPT: dict[Any, str] = {

@@ -182,6 +182,10 @@ _DECODERS = (
     _Spec("olmo2", "Olmo2ForCausalLM", "Olmo2Config", _GROUPED),
     _Spec("mixtral", "MixtralForCausalLM", "MixtralConfig", _GROUPED | {"num_local_experts": 4}),
     _Spec(
+        "mixtral_batched", "MixtralForCausalLM", "MixtralConfig",
+        _GROUPED | {"num_local_experts": 4, "experts_implementation": "batched_mm"},
+    ),
+    _Spec(
         "mamba", "MambaForCausalLM", "MambaConfig",
         {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 6},
     ),

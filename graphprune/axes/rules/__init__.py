@@ -6,7 +6,7 @@ import importlib
 
 FAMILIES = (
     "elementwise", "products", "convolution", "normalization", "attention", "recurrent",
-    "views", "pieces", "reductions", "indexing", "spatial", "factories",
+    "views", "pieces", "reductions", "indexing", "spatial", "factories", "experts",
 )  # fmt: skip
 
 

@@ -48,6 +48,24 @@ def index(t: Typing, node: fx.Node) -> Typed:
     return (*rest[:at], *looked_up, *rest[at:])
 
 
+@rule(*aten_operators("index_put"))
+def index_put(t: Typing, node: fx.Node) -> Typed:
+    """Values written where indices say: indexed dimensions keep their positions, the others are one axis."""
+    x, values = t.of(node.args[0]), t.of(node.args[2])
+    indices: list[Any] = list(node.args[1])
+    places = [i for i, a in enumerate(indices) if a is not None]
+    if any(a.meta["val"].dtype in (torch.bool, torch.uint8) for a in indices if a is not None):
+        return t.unknown(node)
+    t.freeze([x[p] for p in places], LOOKED_UP, node)
+    t.freeze([term for p in places for term in t.of(indices[p])], "it holds positions", node)
+    written = broadcast(t, node, [t.of(indices[p]) for p in places])
+    rest = [term for i, term in enumerate(x) if i not in places]
+    adjacent = places == list(range(places[0], places[-1] + 1))
+    at = places[0] if adjacent else 0
+    broadcast(t, node, [(*rest[:at], *written, *rest[at:]), values])
+    return x
+
+
 @rule(aten.index_select.default)
 def index_select(t: Typing, node: fx.Node) -> Typed:
     """Chosen positions of one dimension; a constant choice is a ``Concat`` of runs and follows its axis."""

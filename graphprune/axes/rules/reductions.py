@@ -97,5 +97,15 @@ def norm(t: Typing, node: fx.Node) -> Typed:
     return result
 
 
+@rule(*aten_operators("histc"))
+def histogram(t: Typing, node: fx.Node) -> Typed:
+    """How often a value occurs: every position counts, zero or not."""
+    t.freeze(t.of(node.args[0]), "its values are counted", node)
+    return t.fixed_like(node.meta["val"], _BINS)
+
+
+_BINS = Reason("how often values occur")
+
+
 def _name(node: fx.Node) -> str:
     return node.target._schema.name.removeprefix("aten::")

@@ -7,6 +7,7 @@ regrouped row-major. Where they do not divide along, that run freezes and the ot
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import fx
@@ -21,6 +22,9 @@ aten = torch.ops.aten
 def reshape(t: Typing, node: fx.Node, dims: Dims, shape: Sequence[object]) -> Dims:
     """The dimensions ``dims`` seen as ``shape``."""
     sizes = [s if s.__class__ is int else size_hint(s) for s in shape]
+    if 0 in sizes:
+        t.freeze(dims, "is seen as a shape without elements", node)
+        return tuple([t.fixed(s, _MISFIT) for s in shape])
     result: list[Term] = []
     i = j = 0
     while i < len(dims) or j < len(sizes):
@@ -35,36 +39,45 @@ def reshape(t: Typing, node: fx.Node, dims: Dims, shape: Sequence[object]) -> Di
                 ours, i = ours * dims[i].size, i + 1
             else:
                 theirs, j = theirs * sizes[j], j + 1
-        if i - start == 1 and j - begin == 1:
+        if (
+            i - start == 1
+            and j - begin == 1
+            and _is_symbolic(dims[start]) == (shape[begin].__class__ is not int)
+        ):
             result.append(dims[start])
             continue
-        result.extend(_run(t, node, dims[start:i], sizes[begin:j]))
+        result.extend(_run(t, node, dims[start:i], shape[begin:j]))
     return tuple(result)
 
 
-def _run(t: Typing, node: fx.Node, terms: Dims, sizes: list[int]) -> list[Term]:
-    if any(leaf.frozen is SYMBOLIC for term in terms for leaf in leaves(term)):
-        return _symbolic_run(t, node, terms, sizes)
-    return t.regroup(node, terms, sizes)
+def _is_symbolic(term: Term) -> bool:
+    return any(leaf.frozen is SYMBOLIC for leaf in leaves(term))
 
 
-def _symbolic_run(t: Typing, node: fx.Node, terms: Dims, sizes: list[int]) -> list[Term]:
-    """A run with a symbolic size: only whole factors may move, since their sizes are not known."""
-    if len(sizes) == 1:
-        return [product(*terms)]
+def _run(t: Typing, node: fx.Node, terms: Dims, shape: Sequence[object]) -> list[Term]:
+    """Dimensions as others of the same product.
+
+    A symbolic size is at its captured value here, which may divide where others do not. So it stays
+    whole: what lies before it in the one shape lies before it in the other, or all of it freezes.
+    """
     flat = [f for term in terms for f in factors(term)]
-    out: list[Term] = []
-    for size in sizes:
-        got: list[Term] = []
-        missing = size
-        while missing > 1 and flat and missing % flat[0].size == 0:
-            missing //= flat[0].size
-            got.append(flat.pop(0))
-        if missing != 1:
-            t.freeze(terms, "is reshaped together with a symbolic size", node)
-            return [t.fixed(s, _MISFIT) for s in sizes]
-        out.append(product(*got))
-    return out
+    ours = [place for place, factor in enumerate(flat) if _is_symbolic(factor)]
+    theirs = [place for place, size in enumerate(shape) if size.__class__ is not int]
+    if not ours and not theirs:
+        return t.regroup(node, flat, list(shape))  # type: ignore[arg-type]
+    if len(shape) == 1 and theirs:
+        return [product(*flat)]
+    if len(ours) == len(theirs) == 1:
+        before, after = shape[: theirs[0]], shape[theirs[0] + 1 :]
+        left, right = flat[: ours[0]], flat[ours[0] + 1 :]
+        some, over = divmod(prod(f.size for f in left), prod(before))  # type: ignore[arg-type]
+        rest, odd = divmod(prod(f.size for f in right), prod(after))  # type: ignore[arg-type]
+        if not over and not odd:
+            *first, inner = t.regroup(node, left, [*before, some])  # type: ignore[list-item]
+            outer, *last = t.regroup(node, right, [rest, *after])  # type: ignore[list-item]
+            return [*first, product(inner, flat[ours[0]], outer), *last]
+    t.freeze(terms, "is reshaped together with a symbolic size", node)
+    return [t.fixed(s, _MISFIT) for s in shape]
 
 
 _MISFIT = Reason("comes out of a reshape that does not follow the axes")
