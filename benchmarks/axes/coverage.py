@@ -61,15 +61,15 @@ class Row:
 
 def examine(network: Network) -> Row:
     """Type the network, remove half of each exact axis, and compare with both kinds of zeroed original."""
-    model, args, kwargs = network.build(), network.inputs(), network.kwargs()
-    graph = graphprune.trace(model, args, kwargs)
+    args, kwargs = network.inputs(), network.kwargs()
+    graph = graphprune.trace(network.build(), args, kwargs)
     start = time.process_time()
     axes = graph.axes
     seconds = time.process_time() - start
     plan = graph.plan(ratio=0.5, importance="random")
     small = graph.apply(plan)
     certificate = verify.mask_equivalence(graph, plan, pruned=small, tolerance=TOLERANCE)
-    oracle = against_zeroed(model, graph, plan, small, args, kwargs)
+    oracle = against_zeroed(network.build(), graph, plan, small, args, kwargs)
     return Row(
         network=network.name,
         family=network.family,

@@ -8,7 +8,6 @@ vector by its length.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -20,11 +19,10 @@ from graphprune.plan import Plan, keep_masks
 from graphprune.verify import Certificate, compare
 
 
-def zeroed(model: torch.nn.Module, graph: Graph, plan: Plan) -> torch.nn.Module:
-    """A copy of ``model`` whose parameters and buffers are zero in every position that ``plan`` removes."""
+def zero(model: torch.nn.Module, graph: Graph, plan: Plan) -> None:
+    """Set the parameters and buffers of ``model`` to zero, in place, wherever ``plan`` removes a position."""
     masks = keep_masks(graph, plan)
-    twin = copy.deepcopy(model).eval()
-    state = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, dims in graph.typing.tensors.items():
             if name not in state:
@@ -33,15 +31,23 @@ def zeroed(model: torch.nn.Module, graph: Graph, plan: Plan) -> torch.nn.Module:
                 gone = torch.from_numpy(~mask(term, masks)).nonzero().flatten()
                 if gone.numel():
                     state[name].index_fill_(dim, gone, 0.0)
-    return twin
 
 
 def against_zeroed(
-    model: torch.nn.Module, graph: Graph, plan: Plan, pruned: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: torch.nn.Module,
+    graph: Graph,
+    plan: Plan,
+    pruned: Graph,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Certificate | None:
-    """The pruned network against the zeroed original, or ``None`` where zeroing leaves no finite output."""
+    """The pruned network against the zeroed original, or ``None`` where zeroing leaves no finite output.
+
+    ``model`` is zeroed in place: pass one of its own, with the weights the graph was captured with.
+    """
+    zero(model, graph, plan)
     with torch.no_grad():
-        wanted = _tensors(zeroed(model, graph, plan)(*args, **kwargs))
+        wanted = _tensors(model(*args, **kwargs))
         found = _tensors(pruned.module(*args, **kwargs))
     if not all(bool(torch.isfinite(t).all()) for t in wanted if t.is_floating_point()):
         return None
