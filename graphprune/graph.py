@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
+# torch's C++ kernels of these ask for numbers; their Python kernels have symbolic sizes, too.
+_RECURRENT = {
+    torch.ops.aten.lstm.input, torch.ops.aten.gru.input,
+    torch.ops.aten.rnn_tanh.input, torch.ops.aten.rnn_relu.input,
+}  # fmt: skip
+
 # What a node keeps of torch.export's metadata, and what graphprune adds. The rest is dropped at capture.
 META_KEYS = ("val", "stack_trace", "module", "module_type", "follows_training")
 
@@ -233,6 +239,7 @@ class Graph:
         added to the message.
         """
         mode = self.fake_mode
+        dynamic = self.is_dynamic
         values: dict[Node, Any] = {}
         fakes: dict[str, Any] = {}
         for node in self.fx.nodes:
@@ -251,8 +258,11 @@ class Graph:
             elif node.op == "call_function":
                 args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n])
                 try:
+                    call: Any = node.target
+                    if dynamic and call in _RECURRENT:
+                        call = call.decompose
                     with mode:
-                        values[node] = node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+                        values[node] = node.meta["val"] = call(*args, **kwargs)
                 except Exception as error:
                     error.add_note(f"while deriving the shape of {self.where(node)}")
                     raise

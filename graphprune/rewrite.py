@@ -36,8 +36,9 @@ def apply_plan(graph: Graph, plan: Plan) -> Graph:
     try:
         small.propagate()
     except Exception as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
         note = "; ".join(getattr(error, "__notes__", []))
-        raise VerificationError(f"the plan leaves shapes that do not fit: {error} {note}") from error
+        raise VerificationError(f"the plan leaves shapes that do not fit: {first} {note}") from error
     _same_outputs(graph, small)
     return small
 
@@ -53,7 +54,10 @@ def shrink(graph: Graph, masks: Mapping[Atom, np.ndarray]) -> Graph:
     typing = graph.typing
     small = graph.copy()
     small.provenance = Provenance.of(graph)
-    sliced = {name: _slice(value, typing.tensors[name], masks) for name, value in graph.tensors.items()}
+    sliced = {
+        name: _as_laid_out(_slice(value, typing.tensors[name], masks), value)
+        for name, value in graph.tensors.items()
+    }
     small.set_tensors({name: value for name, value in sliced.items() if value is not graph.tensors[name]})
 
     def kept(term: Term) -> int:
@@ -74,6 +78,19 @@ def _slice(value: torch.Tensor, dims: Dims, masks: Mapping[Atom, np.ndarray]) ->
             where = torch.from_numpy(np.flatnonzero(keep)).to(value.device)
             value = value.detach().index_select(dim, where)
     return value
+
+
+def _as_laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A slice in its tensor's memory format: operators pass the format on, and views may rest on it."""
+    wanted = {4: torch.channels_last, 5: torch.channels_last_3d}.get(like.dim())
+    if (
+        wanted is None
+        or value is like
+        or like.is_contiguous()
+        or not like.is_contiguous(memory_format=wanted)
+    ):
+        return value
+    return value.contiguous(memory_format=wanted)
 
 
 def _touched(term: Term, masks: Mapping[Atom, np.ndarray]) -> bool:
