@@ -100,12 +100,15 @@ def isolated(
     warmup: int = 3,
     min_seconds: float = 0.0,
     threads: int | None = None,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
     """Time candidates in turns, each in a fresh process; the arguments are :func:`interleaved`'s.
 
     Args:
         factories: name → a function that can be pickled (module level, or ``functools.partial`` of one)
             and that builds the call in its own process.
+        pause: seconds of rest before each call, so that threads of the process that ran before stop
+            spinning and give their cores back.
 
     Raises:
         InputError: there is no candidate, or a number makes no sense.
@@ -129,7 +132,7 @@ def isolated(
             pipes[name].send(True)
             return _answer(name, pipes[name])
 
-        samples = _rounds({name: partial(turn, name) for name in factories}, rounds, min_seconds)
+        samples = _rounds({name: partial(turn, name) for name in factories}, rounds, min_seconds, pause)
     finally:
         for pipe in pipes.values():
             pipe.close()
@@ -166,12 +169,14 @@ def _once(call: Callable[[], Any]) -> float:
 
 
 def _rounds(
-    turns: Mapping[str, Callable[[], float]], rounds: int, min_seconds: float
+    turns: Mapping[str, Callable[[], float]], rounds: int, min_seconds: float, pause: float = 0.0
 ) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {name: [] for name in turns}
     order, measured, done = list(turns), 0.0, 0
     while done < rounds or measured < min_seconds * 1e3:
         for name in order:
+            if pause:
+                time.sleep(pause)
             elapsed = turns[name]()
             samples[name].append(elapsed)
             measured += elapsed

@@ -1,0 +1,1 @@
+"""Latency of artifacts against the eager original and against a plain export to ONNX Runtime."""
