@@ -27,11 +27,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import fx as torch_fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Node, map_arg
 
 from .errors import InputError
@@ -261,7 +263,8 @@ class Graph:
                     call: Any = node.target
                     if dynamic and call in _RECURRENT:
                         call = call.decompose
-                    with mode:
+                    # Composite operators (bilinear) reach symbolic sizes through Python only.
+                    with mode, enable_python_dispatcher() if dynamic else nullcontext():
                         values[node] = node.meta["val"] = call(*args, **kwargs)
                 except Exception as error:
                     error.add_note(f"while deriving the shape of {self.where(node)}")
