@@ -1,7 +1,7 @@
 """Random networks: whatever a rule claims, the network without the positions is the one with them zeroed.
 
 Everything runs in float64, where a right rewrite is off by 1e-12 and a wrong one by much more. The number
-of networks is ``GRAPHPRUNE_FUZZ`` (default 60 random ones, besides every step on its own).
+of networks is ``GRAPHPRUNE_FUZZ`` (default 60 random ones, a third as many again with an open batch, besides every step on its own).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 import graphprune
+from graphprune.axes.axis import Axis
 from graphprune.axes.typing import RULES, Typing
 from graphprune.errors import VerificationError
 from graphprune.graph import Graph
@@ -47,8 +48,8 @@ def check(recipe: Recipe, retrace: bool, say: Callable[[str], None] = print) -> 
     for share in (1.0, 0.5):
         removed = {
             a.name: rng.sample(range(a.size), rng.randint(1, a.size - 1))
-            for a in graph.axes.exact
-            if a.size > 1 and rng.random() <= share
+            for a in _cuttable(graph)
+            if rng.random() <= share
         }
         if not removed:
             continue
@@ -87,6 +88,33 @@ def test_every_step_on_sequences(name: str) -> None:
         check(sandwich("sequence", name, seed), retrace=False)
 
 
+def check_open_batch(recipe: Recipe, say: Callable[[str], None] = print) -> None:
+    """With the batch size open: compared at the example's size and at three times that; then a second plan."""
+    model, inputs, names = build(recipe)
+    say(f"steps: {' → '.join(names)}")
+    graph = graphprune.trace(model, inputs, dynamic_batch=True)
+    assert graph.is_dynamic
+    rng = random.Random(repr(recipe))
+    removed = {a.name: rng.sample(range(a.size), rng.randint(1, a.size - 1)) for a in _cuttable(graph)}
+    if not removed:
+        return
+    plan = graph.plan(removed)
+    small = graph.apply(plan)
+    wider = torch.cat([inputs[0], inputs[0].flip(1), inputs[0]])
+    certificate = mask_equivalence(graph, plan, [inputs, (wider,)], pruned=small, tolerance=TOLERANCE)
+    assert certificate.passed, f"{certificate.reason} after {removed}"
+    second = small.plan({a.name: [rng.randrange(a.size)] for a in _cuttable(small)})
+    certificate = mask_equivalence(
+        graph, graph.compose(plan, second), pruned=small.apply(second), tolerance=TOLERANCE
+    )
+    assert certificate.passed, f"{certificate.reason} after {removed}, then {second.removed}"
+
+
+def _cuttable(graph: Graph) -> list[Axis]:
+    return [axis for axis in graph.axes.exact if axis.size > 1]
+
+
+@pytest.mark.timeout(600 + EXAMPLES)
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -96,6 +124,24 @@ def test_every_step_on_sequences(name: str) -> None:
 @given(RECIPES, st.sampled_from([False, False, True]))
 def test_random_networks(recipe: Recipe, retrace: bool) -> None:
     check(recipe, retrace, note)
+
+
+@pytest.mark.timeout(600 + EXAMPLES)
+@settings(
+    max_examples=EXAMPLES // 3,
+    deadline=None,
+    derandomize=EXAMPLES <= 60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(RECIPES)
+def test_random_networks_with_an_open_batch(recipe: Recipe) -> None:
+    check_open_batch(recipe, note)
+
+
+@pytest.mark.parametrize("name", ["attention", "multihead", "bilinear", "recurrent"])
+def test_steps_that_join_the_batch_with_other_dimensions(name: str) -> None:
+    for seed in (1, 5):
+        check_open_batch(sandwich("sequence", name, seed))
 
 
 def test_what_random_networks_can_prune() -> None:
