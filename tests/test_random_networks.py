@@ -1,7 +1,8 @@
 """Random networks: whatever a rule claims, the network without the positions is the one with them zeroed.
 
 Everything runs in float64, where a right rewrite is off by 1e-12 and a wrong one by much more. The number
-of networks is ``GRAPHPRUNE_FUZZ`` (default 60 random ones, a third as many again with an open batch, besides every step on its own).
+of random networks is ``GRAPHPRUNE_FUZZ`` (default 60, and a sixth of that with an open batch); every step on
+its own comes besides.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def test_every_step_on_sequences(name: str) -> None:
 
 
 def check_open_batch(recipe: Recipe, say: Callable[[str], None] = print) -> None:
-    """With the batch size open: compared at the example's size and at three times that; then a second plan."""
+    """With an open batch: compared at the example's size and at three times that; then a second plan."""
     model, inputs, names = build(recipe)
     say(f"steps: {' → '.join(names)}")
     graph = graphprune.trace(model, inputs, dynamic_batch=True)
@@ -128,7 +129,7 @@ def test_random_networks(recipe: Recipe, retrace: bool) -> None:
 
 @pytest.mark.timeout(600 + EXAMPLES)
 @settings(
-    max_examples=EXAMPLES // 3,
+    max_examples=EXAMPLES // 6,
     deadline=None,
     derandomize=EXAMPLES <= 60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -140,8 +141,7 @@ def test_random_networks_with_an_open_batch(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("name", ["attention", "multihead", "bilinear", "recurrent"])
 def test_steps_that_join_the_batch_with_other_dimensions(name: str) -> None:
-    for seed in (1, 5):
-        check_open_batch(sandwich("sequence", name, seed))
+    check_open_batch(sandwich("sequence", name, 5))
 
 
 def test_what_random_networks_can_prune() -> None:
