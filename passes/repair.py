@@ -1,0 +1,129 @@
+"""Repair without training: refit what reads a shrunken value, on a few inputs without labels.
+
+After positions were removed, a convolution or linear computes from what is left of its input. Layer by
+layer, in execution order, its weights are replaced by those that bring it nearest, in least squares, to
+what the *original* gave at that point, from what the *pruned and so far repaired* network feeds it: the
+reconstruction of Luo, Wu and Lin (ThiNet, 2017) and He, Zhang and Sun (2017), with a ridge towards the
+weights at hand. Errors made earlier are in the input, so later layers make up for them, too. Then the
+running statistics of batch norms are taken again (:mod:`.repair_units`).
+
+Both networks run side by side, operator by operator over all batches (:mod:`.repair_runner`): one forward
+pass each in all.
+
+>>> import torch, graphprune
+>>> _ = torch.manual_seed(0)
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+>>> graph = graphprune.trace(model, torch.zeros(64, 4))
+>>> plan = graph.plan(ratio=0.5)
+>>> data = [torch.randn(64, 4) for _ in range(4)]
+>>> repaired = repair(graph, graph.apply(plan), plan, data)
+>>> [record.nodes for record in repaired.records]
+[('linear_1',)]
+>>> record = repaired.records[0]
+>>> record.after < record.before / 2
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from graphprune.errors import InputError
+from graphprune.graph import Graph
+from graphprune.pipeline import Note
+from graphprune.plan import Plan, keep_masks
+
+from .repair_calibration import read
+from .repair_lockstep import Lockstep
+from .repair_match import Cut, Units
+from .repair_units import Options, Record
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """The repaired graph (the pruned one itself where nothing was to repair), and what was done.
+
+    Attributes:
+        records: one for each thing refitted, in execution order.
+        notes: for the report; what could not be repaired is of kind ``refused``, with the reason.
+    """
+
+    graph: Graph
+    records: tuple[Record, ...]
+    notes: tuple[Note, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was repaired."""
+        return bool(self.records)
+
+
+def repair(
+    original: Graph,
+    pruned: Graph,
+    plan: Plan,
+    calibration: Iterable[object] | None,
+    *,
+    ridge: float = 1e-3,
+    sweeps: int = 1,
+    positions: int | None = 64,
+    limit: int = 512,
+    add_bias: bool = False,
+    recalibrate: bool = True,
+    seed: int = 0,
+) -> RepairResult:
+    """Fit what is left of a network to what the original computed; neither graph is changed.
+
+    Args:
+        original: the graph before the plan.
+        pruned: ``original.apply(plan)``, possibly cleaned up since: operators are found by their names.
+        plan: what was removed.
+        calibration: any iterable of inputs, a tensor, a tuple of positional or a dict of keyword arguments
+            each; no labels. ``None`` for the repair without data, :func:`.repair_data_free.compensate`.
+        ridge: strength of the pull towards the weights at hand, relative to the mean variance of the input.
+        sweeps: rounds over the network; more than one changes only weights used more than once.
+        positions: how many output positions of an image, or tokens of a sequence, enter a fit; ``None``
+            for all.
+        limit: samples of the calibration that are read and kept in memory.
+        add_bias: whether an operator without a bias may get one.
+        recalibrate: whether the running statistics of batch norms are taken again.
+        seed: for the choice of positions.
+
+    Raises:
+        InputError: calibration is empty, not finite or does not fit, or an option is out of range.
+        AxisError: the plan is not one for ``original``.
+    """
+    if ridge < 0:
+        raise InputError(f"ridge must not be negative, got {ridge}")
+    if sweeps < 1 or (positions is not None and positions < 1):
+        raise InputError(f"sweeps and positions must be at least 1, got {sweeps} and {positions}")
+    if original.is_meta or pruned.is_meta:
+        raise InputError("repair needs weights with values; these are on the meta device")
+    if calibration is None:
+        from .repair_data_free import compensate
+
+        records, notes, graph = compensate(original, pruned, plan, add_bias=add_bias)
+        return RepairResult(graph, records, notes)
+    cut = Cut(original, keep_masks(original, plan))
+    if not plan:
+        return RepairResult(pruned, (), (Note("info", "", "nothing was removed, nothing to repair"),))
+    data = read(original, calibration, limit)
+    work = pruned.copy()
+    options = Options(ridge, positions, add_bias, seed)
+    found = Units(cut, work, options, recalibrate)
+    lockstep = Lockstep(cut, work, data.calls, found, seed)
+    shared = any(len(unit.nodes) > 1 for unit in found.units)
+    for _ in range(sweeps if shared else 1):
+        lockstep.sweep()
+    records = tuple(lockstep.records[i] for i in sorted(lockstep.records))
+    changes = tuple(Note("changed", record.where, _words(record)) for record in records)
+    summary = f"{len(records)} repaired, {len(found.units) - len(records) - lockstep.refused} as they were"
+    notes = (Note("info", "", summary), *data.notes, *changes, *found.notes)
+    return RepairResult(work if records else pruned, records, notes)
+
+
+def _words(record: Record) -> str:
+    if record.kind == "statistics":
+        return f"statistics of {record.samples} values a channel; the input was off by {record.before:.1%}"
+    return f"refitted on {record.samples} rows: relative error {record.before:.2%} → {record.after:.2%}"

@@ -1,0 +1,203 @@
+"""What of a pruned graph can be repaired, and against what of the original.
+
+Operators are matched by name, which applying a plan keeps. A weight that is not the original's any more,
+cut by the plan, belongs to an operator whose result means something else by now (a batch norm was folded
+into it, say): it has no target, and stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import fx
+
+from graphprune.axes.terms import Atom, Term, mask
+from graphprune.cost import node_macs
+from graphprune.graph import Graph
+from graphprune.pipeline import Note
+
+from .affine import Refusal
+from .commute import describe
+from .operands import argument, uses
+from .repair_rows import LINEAR, form, operands, parameter
+from .repair_units import Options, Recalibrate, Refit, Unit, takes_bias
+
+aten = torch.ops.aten
+
+# The widest least-squares problem that is solved: its matrix of moments takes 512 MiB.
+MAX_COLUMNS = 8192
+
+
+class Cut:
+    """Values and tensors of the original, cut down to the positions that a plan keeps."""
+
+    def __init__(self, original: Graph, masks: Mapping[Atom, np.ndarray]):
+        self.original, self.masks = original, masks
+        self.by_name = {node.name: node for node in original.fx.nodes}
+
+    def value(self, node: fx.Node, value: torch.Tensor) -> torch.Tensor:
+        """A node's value."""
+        return self._cut(value, self.original.typing.dims[node])  # type: ignore[arg-type]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A parameter or buffer."""
+        return self._cut(self.original.tensors[name].detach(), self.original.typing.tensors[name])
+
+    def gone(self, term: Term) -> np.ndarray:
+        """Which positions of a dimension are removed."""
+        return ~mask(term, self.masks)
+
+    def _cut(self, value: torch.Tensor, dims: Sequence[Term]) -> torch.Tensor:
+        for dim, term in enumerate(dims):
+            keep = mask(term, self.masks)
+            if not keep.all():
+                value = value.index_select(dim, torch.from_numpy(np.flatnonzero(keep)).to(value.device))
+        return value
+
+
+def unchanged(cut: Cut, pruned: Graph, names: Sequence[str | None]) -> None:
+    """Raise :class:`Refusal` unless the tensors are the original's, cut by the plan."""
+    for name in names:
+        if name is None:
+            continue
+        known = name in cut.original.tensors
+        if not known or not torch.equal(cut.tensor(name), pruned.tensors[name].detach()):
+            raise Refusal(f"{name!r} is not the original's any more, cut by the plan: the target is unknown")
+
+
+def twin_of(cut: Cut, node: fx.Node) -> fx.Node:
+    """The original's operator of the same name.
+
+    Raises:
+        Refusal: there is none, or it is another one.
+    """
+    twin = cut.by_name.get(node.name)
+    if twin is None or twin.target is not node.target:
+        raise Refusal(f"the original has no {describe(node)} of this name")
+    return twin
+
+
+class Units:
+    """What can be repaired, found once; the rest is said in notes.
+
+    Attributes:
+        units: in execution order of their first operators.
+        twin: operator of the pruned graph → the original's.
+    """
+
+    def __init__(self, cut: Cut, work: Graph, options: Options, recalibrate: bool):
+        self._cut, self._work, self._options = cut, work, options
+        self.notes: list[Note] = []
+        self.twin: dict[fx.Node, fx.Node] = {}
+        statistics = self._statistics() if recalibrate else []
+        units: list[Unit] = [*self._fits({node for unit in statistics for node in unit.nodes}), *statistics]
+        place = {node: i for i, node in enumerate(work.fx.nodes)}
+        self.place = place
+        self.units = sorted(units, key=lambda unit: place[unit.nodes[0]])
+        self.of = {node: i for i, unit in enumerate(self.units) for node in unit.nodes}
+
+    def refuse(self, nodes: Sequence[fx.Node], reason: object) -> None:
+        """Say why operators stay as they are."""
+        for node in nodes:
+            self.notes.append(Note("refused", self._work.where(node), f"not repaired: {reason}"))
+
+    def _match(self, node: fx.Node) -> None:
+        self.twin[node] = twin_of(self._cut, node)
+
+    def _statistics(self) -> list[Recalibrate]:
+        groups: dict[tuple[str, str], list[fx.Node]] = {}
+        for node in self._work.find(aten.batch_norm.default):
+            try:
+                self._match(node)
+                groups.setdefault(statistics_of(self._work, node, self._cut), []).append(node)
+            except Refusal as refusal:
+                self.refuse([node], refusal)
+        return [Recalibrate(nodes, *names) for names, nodes in groups.items()]
+
+    def _fits(self, normalised: set[fx.Node]) -> list[Refit]:
+        groups: dict[str, list[tuple[fx.Node, str | None]]] = {}
+        for node in self._work.fx.nodes:
+            if node.op != "call_function":
+                continue
+            if node.target not in LINEAR:
+                if node_macs(node) and any(self._work.constant(s) is not None for s in node.all_input_nodes):
+                    self.refuse([node], f"{describe(node)} is no convolution and no product with a matrix")
+                continue
+            try:
+                if node.target in (aten.matmul.default, aten.mm.default) and not _has_weight(
+                    self._work, node
+                ):
+                    continue
+                weight, bias = refit_of(self._work, node, self._cut)
+                self._match(node)
+            except Refusal as refusal:
+                self.refuse([node], refusal)
+            else:
+                groups.setdefault(weight, []).append((node, bias))
+        fits = []
+        for weight, members in groups.items():
+            nodes = [node for node, _ in members]
+            try:
+                fits.append(self._fit(weight, nodes, {bias for _, bias in members}, normalised))
+            except Refusal as refusal:
+                self.refuse(nodes, refusal)
+        return fits
+
+    def _fit(
+        self, weight: str, nodes: list[fx.Node], biases: set[str | None], normalised: set[fx.Node]
+    ) -> Refit:
+        for name in (weight, *biases):
+            others = [] if name is None else [n for n in self._work.readers(name) if n not in nodes]
+            if others:
+                raise Refusal(f"{name!r} is also read by {describe(others[0])}")
+        if len(biases) > 1 or len({(f.kind, f.groups) for f in map(form, nodes)}) > 1:
+            raise Refusal(f"operators share {weight!r} but not their bias, or read it differently")
+        (bias,) = biases
+        absorbed = all(uses(node) == 1 and next(iter(node.users)) in normalised for node in nodes)
+        added = self._options.add_bias and all(map(takes_bias, nodes))
+        return Refit(nodes, weight, bias, bias is not None or added or absorbed, self._options)
+
+
+def _has_weight(graph: Graph, node: fx.Node) -> bool:
+    """Whether a matrix product multiplies with a parameter; otherwise it is between activations."""
+    return graph.constant(node.args[1]) is not None
+
+
+def refit_of(pruned: Graph, node: fx.Node, cut: Cut) -> tuple[str, str | None]:
+    """Weight and bias of an operator that can be refitted.
+
+    Raises:
+        Refusal: it cannot.
+    """
+    _, weight_node, bias_node = operands(node)
+    weight = parameter(pruned, weight_node, "weight")
+    bias = None if bias_node is None else parameter(pruned, bias_node, "bias")
+    shape, value = form(node), pruned.tensors[weight]
+    if shape.kind in ("linear", "product") and value.dim() != 2:
+        raise Refusal(f"it multiplies with a {value.dim()}-dimensional tensor, not a matrix")
+    outputs = shape.matrix(value).shape[-1] * shape.groups
+    if bias is not None and pruned.tensors[bias].shape != (outputs,):
+        raise Refusal(f"it adds a {tuple(pruned.tensors[bias].shape)} tensor, not a bias a channel")
+    columns = shape.matrix(value).shape[1]
+    if columns > MAX_COLUMNS:
+        size = 8 * columns**2 / 2**30
+        raise Refusal(
+            f"its {columns} inputs would take {size:.1f} GiB of moments; at most {MAX_COLUMNS} are fitted"
+        )
+    unchanged(cut, pruned, (weight, bias))
+    return weight, bias
+
+
+def statistics_of(pruned: Graph, node: fx.Node, cut: Cut) -> tuple[str, str]:
+    """Names of a batch norm's running mean and variance.
+
+    Raises:
+        Refusal: they cannot be replaced.
+    """
+    if argument(node, "training") or argument(node, "running_mean") is None:
+        raise Refusal("it normalises with the statistics of the batch")
+    mean, variance = (parameter(pruned, argument(node, f"running_{what}"), what) for what in ("mean", "var"))
+    unchanged(cut, pruned, (mean, variance))
+    return mean, variance

@@ -1,0 +1,233 @@
+"""What is repaired as one: the operators that share a weight, the batch norms that share statistics.
+
+A unit watches each of its operators when the two networks, the original and the pruned one, have come there,
+and settles once it has seen all of them.
+
+* :class:`Refit`: weight and bias of convolutions and matrix products, by least squares
+  (:mod:`.repair_solve`).
+* :class:`Recalibrate`: running mean and variance of batch norms, by the moments of their input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from graphprune.graph import Graph
+
+from .affine import Refusal
+from .operands import set_argument
+from .repair_rows import PRODUCTS, Draw, Form, form
+from .repair_solve import Gram
+
+aten = torch.ops.aten
+
+# Two values whose difference is below this share of their size are one, up to rounding (amplitudes).
+EQUAL = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one unit.
+
+    Attributes:
+        nodes: the operators, by name.
+        kind: ``weights``, ``statistics`` or ``bias``.
+        where: node, module and source line of the first.
+        samples: rows of the regression, or values a channel of the statistics.
+        before, after: error of the operators' results on calibration, relative to the original's results
+            (root of summed squares); for statistics, ``before`` is that of the input and ``after`` is NaN.
+    """
+
+    nodes: tuple[str, ...]
+    kind: str
+    where: str
+    samples: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """See :func:`graphprune.passes.repair.repair`."""
+
+    ridge: float = 1e-3
+    positions: int | None = 64
+    add_bias: bool = False
+    seed: int = 0
+
+
+Compute = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+"""The operator's result with some of its tensors replaced."""
+
+
+@dataclass
+class Refit:
+    """Operators that share a weight (and a bias or none), fitted together.
+
+    Attributes:
+        nodes: in execution order.
+        weight, bias: names; the bias is ``None`` where there is none.
+        intercept: whether a constant is fitted. It goes to the bias, to a new one, or into the batch norm
+            behind, whose mean is about to be taken again.
+    """
+
+    nodes: list[fx.Node]
+    weight: str
+    bias: str | None
+    intercept: bool
+    options: Options
+    gram: Gram = field(default_factory=Gram)
+    _old: dict[str, torch.Tensor] = field(default_factory=dict)
+    _written: bool = False
+
+    def begin(self, graph: Graph, seed: int) -> None:
+        """Forget what was seen; the weights of the first time stay those to shrink towards."""
+        self.gram = Gram()
+        self._draw = Draw(self.options.positions, seed)
+        if not self._old:
+            names = [self.weight] if self.bias is None else [self.weight, self.bias]
+            self._old = {name: graph.tensors[name].detach() for name in names}
+
+    def observe(self, node: fx.Node, x: torch.Tensor, target: torch.Tensor, compute: Compute) -> None:
+        """Take one batch in.
+
+        Args:
+            node: which operator.
+            x: what it reads in the pruned network.
+            target: what it is to give.
+            compute: runs it on other tensors.
+
+        Raises:
+            Refusal: its result has another shape than the target.
+        """
+        found = compute(self._old)
+        if found.shape != target.shape:
+            raise Refusal(
+                f"it gives {tuple(found.shape)}, where the plan leaves {tuple(target.shape)} of the original"
+            )
+        kernel = tuple(self._old[self.weight].shape[2:])
+        target = target.double()
+        for rows, rest, wanted in form(node).rows(x, (target - found.double(), target), kernel, self._draw):
+            self.gram.add(rows, rest, wanted)
+
+    def settle(self, graph: Graph) -> Record | None:
+        """Solve and write the weights into ``graph``; ``None`` where there is nothing to repair.
+
+        Raises:
+            Refusal: the samples do not allow it.
+        """
+        old, gram = self._old[self.weight], self.gram
+        if not gram.finite:
+            raise Refusal("its input or target is not finite on calibration inputs")
+        if gram.residual <= EQUAL.get(old.dtype, 0.0) ** 2 * gram.signal:
+            if self._written:  # by an earlier round, whose input was another
+                graph.set_tensors(self._old)
+            return None
+        change, shift = gram.solve(self.options.ridge, self.intercept)
+        shape: Form = form(self.nodes[0])
+        values = {self.weight: old.double() + shape.weight(change, old)}
+        if self.bias is not None:
+            values[self.bias] = self._old[self.bias].double() + shift.flatten()
+        values = {name: value.to(old.dtype) for name, value in values.items()}
+        if not all(bool(torch.isfinite(value).all()) for value in values.values()):
+            raise Refusal(f"the fitted weights would not be finite in {old.dtype}")
+        graph.set_tensors(values)
+        self._written = True
+        if self.bias is None and self.options.add_bias and all(map(takes_bias, self.nodes)):
+            self._add_bias(graph, shift.flatten().to(old.dtype))
+        signal = gram.signal or math.nan
+        before, after = (math.sqrt(v / signal) for v in (gram.residual, gram.left(change, shift)))
+        return Record(names_of(self.nodes), "weights", graph.where(self.nodes[0]), gram.rows, before, after)
+
+    def _add_bias(self, graph: Graph, value: torch.Tensor) -> None:
+        first, *others = self.nodes
+        attribute = new_bias(graph, first, self.weight, value)
+        for node in others:
+            with graph.fx.inserting_before(node):
+                again = graph.fx.get_attr(str(attribute.target))
+            again.meta = dict(attribute.meta)
+            set_argument(node, "bias", again)
+        self.bias = str(attribute.target)
+        self._old[self.bias] = torch.zeros_like(value)
+
+
+def new_bias(graph: Graph, node: fx.Node, weight: str, value: torch.Tensor) -> fx.Node:
+    """Give an operator that has none a bias, named beside its weight; returns its ``get_attr`` node."""
+    name = weight.rpartition(".")[0] + ".bias" if "." in weight else "bias"
+    trainable = isinstance(graph.tensors[weight], torch.nn.Parameter)
+    attribute = graph.add_tensor(name, value, before=node, trainable=trainable)
+    set_argument(node, "bias", attribute)
+    return attribute
+
+
+@dataclass
+class Recalibrate:
+    """Batch norms that share running statistics: mean and unbiased variance of everything they read."""
+
+    nodes: list[fx.Node]
+    mean: str
+    variance: str
+    count: int = 0
+    _sums: list[torch.Tensor] = field(default_factory=list)
+    _error: float = 0.0
+    _signal: float = 0.0
+
+    def begin(self, graph: Graph, seed: int) -> None:
+        """Forget what was seen."""
+        self.count, self._sums, self._error, self._signal = 0, [], 0.0, 0.0
+
+    def observe(self, x: torch.Tensor, wanted: torch.Tensor) -> None:
+        """Take one batch in: the input ``[N, C, …]`` of the pruned network, and of the original.
+
+        Means and squared deviations are merged batch by batch (Chan, Golub and LeVeque, 1983), so that a
+        large mean does not drown a small variance.
+        """
+        if x.shape != wanted.shape:
+            raise Refusal(
+                f"it reads {tuple(x.shape)}, where the plan leaves {tuple(wanted.shape)} of the original"
+            )
+        values, wanted = x.double().transpose(0, 1).flatten(1), wanted.double().transpose(0, 1).flatten(1)
+        self._error += float((values - wanted).square().sum())
+        self._signal += float(wanted.square().sum())
+        count, mean = values.shape[1], values.mean(1)
+        squares = (values - mean.unsqueeze(1)).square().sum(1)
+        if self._sums:
+            known_mean, known_squares = self._sums
+            total, step = self.count + count, mean - known_mean
+            squares = known_squares + squares + step.square() * (self.count * count / total)
+            mean = known_mean + step * (count / total)
+        self._sums, self.count = [mean, squares], self.count + count
+
+    def settle(self, graph: Graph) -> Record | None:
+        """Write the statistics into ``graph``; ``None`` where the input is still the original's."""
+        dtype = graph.tensors[self.mean].dtype
+        if self._error <= EQUAL.get(dtype, 0.0) ** 2 * self._signal:
+            return None
+        mean, squares = self._sums
+        if self.count < 2:
+            raise Refusal("a single value a channel has no variance")
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(squares).all()):
+            raise Refusal("its input is not finite on calibration inputs")
+        graph.set_tensors({self.mean: mean.to(dtype), self.variance: (squares / (self.count - 1)).to(dtype)})
+        before = math.sqrt(self._error / self._signal) if self._signal else math.nan
+        return Record(
+            names_of(self.nodes), "statistics", graph.where(self.nodes[0]), self.count, before, math.nan
+        )
+
+
+Unit = Refit | Recalibrate
+
+
+def names_of(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
+    """Their names."""
+    return tuple(node.name for node in nodes)
+
+
+def takes_bias(node: fx.Node) -> bool:
+    """Whether the operator can be given a bias."""
+    return node.target not in PRODUCTS
