@@ -56,7 +56,7 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
     """
 
     def register(function: Rule) -> Rule:
-        if not function.__module__.startswith(f"{__package__}.rules"):
+        if not (function.__module__ or "").startswith(f"{__package__}.rules"):
             _rules()  # now, or loading this package's own rules later would replace a better one
         for target in targets:
             RULES[target] = function
