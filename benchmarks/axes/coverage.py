@@ -102,7 +102,7 @@ def reasons(graph: Graph, least: float = 0.01) -> list[str]:
     total = sum(p.numel() for p in parameters.values())
     shares: Counter[str] = Counter()
     for name, parameter in parameters.items():
-        atoms = [[a for a in leaves(term)] for term in graph.typing.tensors.get(name, ())]
+        atoms = [list(leaves(term)) for term in graph.typing.tensors.get(name, ())]
         if any(a.frozen is None for dim in atoms for a in dim):
             continue
         why = [
