@@ -82,13 +82,18 @@ class Axes(Mapping[str, Axis]):
         self._typing = typing
         found: dict[Atom, list[Member]] = {}
         names: dict[Atom, str] = {}
+        # A weight, its bias and its statistics share a dimension; its text is written once.
+        texts: dict[Term, list[tuple[Atom, str]]] = {}
         for tensor, dims in typing.tensors.items():
-            for dim, term in enumerate(dims):
-                atoms = list(dict.fromkeys(leaves(term)))
-                for place, atom in enumerate(atoms):
+            for dim, term in enumerate(map(resolve, dims)):
+                atoms = texts.get(term)
+                if atoms is None:
+                    inside = dict.fromkeys(leaves(term))
+                    atoms = texts[term] = [(atom, placement_text(term, atom)) for atom in inside]
+                for place, (atom, text) in enumerate(atoms):
                     whole = len(atoms) == 1
                     names.setdefault(atom, f"{tensor}[{dim}]" + ("" if whole else f".{place}"))
-                    found.setdefault(atom, []).append(Member(tensor, dim, placement_text(term, atom)))
+                    found.setdefault(atom, []).append(Member(tensor, dim, text))
         self._axes = {names[a]: _axis(names[a], a, tuple(members)) for a, members in found.items()}
         self.by_atom = {axis.atom: axis for axis in self._axes.values()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 
 FAMILIES = (
@@ -10,6 +11,7 @@ FAMILIES = (
 )  # fmt: skip
 
 
+@functools.cache
 def load() -> None:
     """Register every family's rules (once)."""
     for family in FAMILIES:
