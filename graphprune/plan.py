@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,26 +127,41 @@ def make_plan(graph: Graph, removed: Mapping[str | Axis, Iterable[int]]) -> Plan
     """The plan that removes the given positions.
 
     Raises:
-        AxisError: an axis is unknown or frozen (with its reason), a position is out of range, or
-            nothing would be left of an axis.
+        AxisError: an axis is unknown or frozen (with its reason), a position is out of range or no
+            whole number, or nothing would be left of an axis.
     """
     axes = graph.axes
     chosen: dict[str, tuple[int, ...]] = {}
     for key, positions in removed.items():
         axis = axes[key]  # type: ignore[index]
-        gone = tuple(sorted({int(p) for p in positions}))
+        gone = _checked(axis, positions)
         if not gone:
             continue
-        if axis.kind == "frozen":
-            at = f" (decided at {axis.node})" if axis.node else ""
-            raise AxisError(f"axis {axis.name!r} is frozen: {axis.reason}{at}")
-        if gone[0] < 0 or gone[-1] >= axis.size:
-            bad = gone[0] if gone[0] < 0 else gone[-1]
-            raise AxisError(f"axis {axis.name!r} has positions 0 to {axis.size - 1}, not {bad}")
-        if len(gone) == axis.size:
-            raise AxisError(f"axis {axis.name!r} would lose all {axis.size} positions; keep at least one")
         chosen[axis.name] = gone
     return _with_costs(graph, {k: chosen[k] for k in axes if k in chosen})
+
+
+def _checked(axis: Axis, positions: Iterable[int]) -> tuple[int, ...]:
+    """The positions, ascending and each once, if they can go from the axis."""
+    found = set()
+    for position in positions:
+        # A mask would be read as positions 0 and 1.
+        if str(getattr(position, "dtype", type(position).__name__)) in ("bool", "torch.bool"):
+            raise AxisError(f"axis {axis.name!r}: give the positions to remove, not a boolean mask")
+        try:
+            found.add(operator.index(position))
+        except TypeError:
+            raise AxisError(f"axis {axis.name!r}: {position!r} is not a position") from None
+    gone = tuple(sorted(found))
+    if gone and axis.kind == "frozen":
+        at = f" (decided at {axis.node})" if axis.node else ""
+        raise AxisError(f"axis {axis.name!r} is frozen: {axis.reason}{at}")
+    if gone and (gone[0] < 0 or gone[-1] >= axis.size):
+        bad = gone[0] if gone[0] < 0 else gone[-1]
+        raise AxisError(f"axis {axis.name!r} has positions 0 to {axis.size - 1}, not {bad}")
+    if gone and len(gone) == axis.size:
+        raise AxisError(f"axis {axis.name!r} would lose all {axis.size} positions; keep at least one")
+    return gone
 
 
 def plan_ratio(
@@ -177,7 +193,7 @@ def plan_ratio(
     for axis in graph.axes.prunable:
         if axis.kind == "statistical" and not statistical:
             continue
-        keep = max(1, axis.size - int(axis.size * ratio))
+        keep = max(1, axis.size - int(axis.size * ratio + 1e-9))
         if align > 1:
             keep = min(axis.size, -(-keep // align) * align)
         if keep < axis.size:
@@ -194,7 +210,7 @@ def keep_masks(graph: Graph, plan: Plan) -> dict[Atom, np.ndarray]:
     """Atom → boolean mask of the positions that stay.
 
     Raises:
-        AxisError: the plan belongs to another network.
+        AxisError: the plan belongs to another network, or names positions that cannot go.
     """
     if plan.network != network_digest(graph):
         raise AxisError("the plan was made for another network: its axes have other names or sizes")
@@ -202,7 +218,7 @@ def keep_masks(graph: Graph, plan: Plan) -> dict[Atom, np.ndarray]:
     for name, positions in plan.removed.items():
         axis = graph.axes[name]
         masks[axis.atom] = np.ones(axis.size, bool)
-        masks[axis.atom][list(positions)] = False
+        masks[axis.atom][list(_checked(axis, positions))] = False
     return masks
 
 

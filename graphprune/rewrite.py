@@ -15,7 +15,7 @@ import torch
 
 from .axes.terms import Atom, Term, children, kept_size, mask, resolve
 from .axes.typing import Dims
-from .errors import VerificationError
+from .errors import AxisError, VerificationError
 from .graph import Graph
 from .plan import Plan, keep_masks, make_plan
 from .provenance import Provenance
@@ -137,6 +137,7 @@ def compose(graph: Graph, first: Plan, second: Plan) -> Plan:
     small = apply_plan(graph, first)
     removed: dict[str, set[int]] = {name: set(p) for name, p in first.removed.items()}
     later = keep_masks(small, second)
+    survivors: list[tuple[str, int, np.ndarray]] = []
     for name in graph.tensors:
         if name not in small.tensors:
             continue
@@ -144,9 +145,18 @@ def compose(graph: Graph, first: Plan, second: Plan) -> Plan:
             stays = np.flatnonzero(mask(term, masks))
             survives = np.zeros(term.size, bool)
             survives[stays[mask(small.typing.tensors[name][dim], later)]] = True
+            survivors.append((name, dim, survives))
             for axis, index in graph.axes.of(name, dim):
                 here = index[stays]
                 gone = set(here[here >= 0]) - set(index[survives])
                 if gone and axis.prunable:
                     removed.setdefault(axis.name, set()).update(int(p) for p in gone)
-    return make_plan(graph, removed)  # type: ignore[arg-type]
+    both = make_plan(graph, removed)  # type: ignore[arg-type]
+    masks = keep_masks(graph, both)
+    for name, dim, survives in survivors:
+        if not np.array_equal(mask(graph.typing.tensors[name][dim], masks), survives):
+            raise AxisError(
+                f"the second plan cuts dimension {dim} of {name!r} where the original network has no axis: "
+                f"{graph.explain(name)}"
+            )
+    return both
