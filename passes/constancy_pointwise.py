@@ -35,7 +35,9 @@ def is_pointwise(node: fx.Node) -> bool:
 
 
 _POINTWISE_TOO = frozenset(aten_operators(
-    "hardswish log_sigmoid multiply.Tensor divide.Tensor subtract.Tensor square prelu"
+    "hardswish log_sigmoid multiply.Tensor divide.Tensor subtract.Tensor square prelu rsub.Tensor "
+    "where.ScalarOther where.ScalarSelf where.Scalar masked_fill.Tensor float_power.Tensor_Scalar "
+    "pow.Tensor_Scalar"
 ))  # fmt: skip
 
 
@@ -130,6 +132,11 @@ def _quotient(values: Constancy, node: fx.Node) -> Interval:
     return values.of(node.args[0]) * values.of(node.args[1]).reciprocal()
 
 
+@rule("reciprocal")
+def _reciprocal(values: Constancy, node: fx.Node) -> Interval:
+    return values.of(node.args[0]).reciprocal()
+
+
 @rule("neg")
 def _negative(values: Constancy, node: fx.Node) -> Interval:
     return -values.of(node.args[0])
@@ -153,7 +160,7 @@ def _extremum(values: Constancy, node: fx.Node) -> Interval:
     return Interval(node.target(left.lo, right.lo), node.target(left.hi, right.hi))  # type: ignore[operator]
 
 
-@rule("where.self")
+@rule("where.self where.ScalarOther where.ScalarSelf")
 def _where(values: Constancy, node: fx.Node) -> Interval:
     left, right = (Interval(*b) for b in zip(
         torch.broadcast_tensors(values.of(node.args[1]).lo, values.of(node.args[2]).lo),

@@ -217,13 +217,12 @@ def _channels(live: Liveness, site: Contraction, keep: Marks) -> None:
     bounds = live.values.of(site.source)
     gone = site.inputs(live.extents.gone(site.source, keep)) & counts
     lo, hi = site.inputs(bounds.lo), site.inputs(bounds.hi)
-    low, high = (bound.flatten(0, -3) for bound in (lo, hi))
-    low, high = low.amin(0), high.amax(0)  # [g, in/g]: a bias is the same at every place
-    alike = (low == high) & low.isfinite() & (low != 0)
+    low, high = lo.flatten(0, -3).amin(0), hi.flatten(0, -3).amax(0)
+    alike = (low == high) & low.isfinite() & (low != 0)  # [g, in/g]: a bias is the same at every place
     zero = gone & (lo == 0) & (hi == 0)
-    other = gone & alike & ~zero
-    if site.refusal and bool(other.any()):
-        live.block(site.refusal, site.source, site.back(other))
+    other = gone & alike
+    if site.refusal:
+        live.block(site.refusal, site.source, site.back(counts & alike))
         other = other & live.lenient
     gone = zero | other
     shared = other.flatten(0, -3).any(0)
