@@ -35,7 +35,7 @@ from graphprune.axes.terms import (
 from .worlds import World, programs, random_masks, run
 
 seeds = st.integers(0, 2**31)
-fast = settings(max_examples=150, deadline=None)
+fast = settings(max_examples=200, deadline=None)
 
 
 def holds(world: World, seed: int) -> None:
@@ -224,6 +224,23 @@ def test_a_cut_between_rows_and_one_inside_a_row() -> None:
     assert free_sizes(row) == [2, 2]
 
 
+def test_pieces_of_a_product_are_its_rows_in_order() -> None:
+    rows, row = atoms(4, 3)
+    head, tail = cut(product(rows, row), [3, 9])
+    keep = {axis(cut(rows, [1, 3])[1]): np.array([1, 0, 1], bool)}
+    np.testing.assert_array_equal(mask(head, keep), [1, 1, 1])
+    np.testing.assert_array_equal(mask(tail, keep), [1, 1, 1, 0, 0, 0, 1, 1, 1])
+
+
+def test_rows_across_the_seams_of_a_concatenation_are_one() -> None:
+    a, b = atoms(6, 6)
+    rows, row = regroup([concat(a, b)], [3, 4])
+    assert axis(rows).frozen is not None
+    keep = {atom: np.array([1, 0], bool) for atom in leaves(row)}
+    assert len(keep) == 2
+    np.testing.assert_array_equal(mask(concat(a, b), keep), np.tile([1, 0], 6).astype(bool))
+
+
 def test_groups_of_a_concatenation_share_their_row() -> None:
     a, b = atoms(8, 4)
     groups, within = regroup([concat(a, b)], [6, 2])
@@ -280,6 +297,15 @@ def test_a_statistic_follows_into_refinements_and_merges() -> None:
     mark_statistical(third, Reason("mean"))
     unify(third, other)
     assert all(leaf.statistical for leaf in leaves(other))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_statistic_follows_an_atom_into_another(turned: bool) -> None:
+    a, b = atoms(4, 4)
+    mark_statistical(a, Reason("mean"))
+    unify(*((b, a) if turned else (a, b)))
+    assert resolve(a) is resolve(b)
+    assert str(axis(b).statistical) == "mean"
 
 
 def test_misfits_without_blame() -> None:

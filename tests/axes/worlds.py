@@ -94,9 +94,11 @@ class World:
             self.terms.append(both)
 
     def cut(self, a: int, where: Sequence[int]) -> None:
-        """A dimension falls into pieces."""
+        """A dimension falls into pieces: anywhere, or (numbers above 20) between rows of some size."""
         term = self._pick(a)
-        edges = sorted({0, term.size, *(w % term.size for w in where)})
+        rows = [d for d in range(1, term.size + 1) if term.size % d == 0]
+        places = [w if w <= 20 else w * rows[w % len(rows)] for w in where]
+        edges = sorted({0, term.size, *(w % term.size for w in places)})
         sizes = [high - low for low, high in pairwise(edges)]
         try:
             pieces = cut(term, sizes)
@@ -194,6 +196,7 @@ _numbers = st.lists(_number, min_size=1, max_size=3)
 _steps = st.one_of(
     st.tuples(st.just("atom"), st.sampled_from([1, 2, 3, 4, 5, 6, 8, 12, 24])),
     st.tuples(st.just("product"), _number, _number),
+    st.tuples(st.just("product"), _number, _number),
     st.tuples(st.just("concat"), _number, _number),
     st.tuples(st.just("cut"), _number, st.lists(st.integers(1, 40), min_size=1, max_size=3)),
     st.tuples(st.just("regroup"), _numbers, st.lists(_number, min_size=2, max_size=4)),
@@ -206,12 +209,10 @@ programs = st.lists(_steps, max_size=14)
 
 
 def random_masks(atoms: Sequence[Atom], seed: int) -> Masks:
-    """Removes positions from some of the atoms; each keeps at least one."""
+    """Removes positions from some of the atoms; a single position never goes, it has no axis in a product.
+
+    All of an atom, sometimes: a plan always leaves one, but what is stated holds for none as well.
+    """
     generator = np.random.default_rng(seed)
-    masks = {}
-    for atom in atoms:
-        if generator.random() < 0.8:
-            keep = generator.random(atom.size) < generator.random()
-            keep[generator.integers(atom.size)] = True
-            masks[atom] = keep
-    return masks
+    chosen = [a for a in atoms if a.size > 1 and generator.random() < 0.8]
+    return {a: generator.random(a.size) < generator.random() for a in chosen}
