@@ -4,8 +4,8 @@ After positions were removed, a convolution or linear computes from what is left
 layer, in execution order, its weights are replaced by those that bring it nearest, in least squares, to
 what the *original* gave at that point, from what the *pruned and so far repaired* network feeds it: the
 reconstruction of Luo, Wu and Lin (ThiNet, 2017) and He, Zhang and Sun (2017), with a ridge towards the
-weights at hand. Errors made earlier are in the input, so later layers make up for them, too. Then the
-running statistics of batch norms are taken again (:mod:`.repair_units`).
+weights at hand. Errors made earlier are in the input, so later layers make up for them, too. Running
+statistics of batch norms follow what they read (:mod:`.repair_statistics`).
 
 Both networks run side by side, operator by operator over all batches (:mod:`.repair_runner`): one forward
 pass each in all.
@@ -37,6 +37,7 @@ from graphprune.plan import Plan, keep_masks
 from .repair_calibration import read
 from .repair_lockstep import Lockstep
 from .repair_match import Cut, Units
+from .repair_statistics import MODES
 from .repair_units import Options, Record
 
 
@@ -70,7 +71,7 @@ def repair(
     positions: int | None = 64,
     limit: int = 512,
     add_bias: bool = False,
-    recalibrate: bool = True,
+    statistics: str = "corrected",
     seed: int = 0,
 ) -> RepairResult:
     """Fit what is left of a network to what the original computed; neither graph is changed.
@@ -87,7 +88,9 @@ def repair(
             for all.
         limit: samples of the calibration that are read and kept in memory.
         add_bias: whether an operator without a bias may get one.
-        recalibrate: whether the running statistics of batch norms are taken again.
+        statistics: what becomes of running statistics of batch norms: ``corrected`` by how the moments of
+            their input changed, ``replaced`` by those of calibration, or ``kept``; see
+            :mod:`.repair_statistics`.
         seed: for the choice of positions.
 
     Raises:
@@ -98,6 +101,8 @@ def repair(
         raise InputError(f"ridge must not be negative, got {ridge}")
     if sweeps < 1 or (positions is not None and positions < 1):
         raise InputError(f"sweeps and positions must be at least 1, got {sweeps} and {positions}")
+    if statistics not in MODES:
+        raise InputError(f"statistics must be one of {', '.join(MODES)}, got {statistics!r}")
     if original.is_meta or pruned.is_meta:
         raise InputError("repair needs weights with values; these are on the meta device")
     if calibration is None:
@@ -111,7 +116,7 @@ def repair(
     data = read(original, calibration, limit)
     work = pruned.copy()
     options = Options(ridge, positions, add_bias, seed)
-    found = Units(cut, work, options, recalibrate)
+    found = Units(cut, work, options, statistics)
     lockstep = Lockstep(cut, work, data.calls, found, seed)
     shared = any(len(unit.nodes) > 1 for unit in found.units)
     for _ in range(sweeps if shared else 1):

@@ -17,10 +17,10 @@ from graphprune.graph import Graph
 
 from .affine import Refusal
 from .repair_calibration import Call
-from .repair_match import Cut, Units
+from .repair_match import Cut, Unit, Units
 from .repair_rows import operands
 from .repair_runner import Runner
-from .repair_units import Record, Refit, Unit
+from .repair_units import Record, Refit
 
 aten = torch.ops.aten
 

@@ -22,12 +22,15 @@ from .affine import Refusal
 from .commute import describe
 from .operands import argument, uses
 from .repair_rows import LINEAR, form, operands, parameter
-from .repair_units import Options, Recalibrate, Refit, Unit, takes_bias
+from .repair_statistics import Recalibrate
+from .repair_units import Options, Refit, takes_bias
 
 aten = torch.ops.aten
 
 # The widest least-squares problem that is solved: its matrix of moments takes 512 MiB.
 MAX_COLUMNS = 8192
+
+Unit = Refit | Recalibrate
 
 
 class Cut:
@@ -87,12 +90,12 @@ class Units:
         twin: operator of the pruned graph → the original's.
     """
 
-    def __init__(self, cut: Cut, work: Graph, options: Options, recalibrate: bool):
+    def __init__(self, cut: Cut, work: Graph, options: Options, statistics: str):
         self._cut, self._work, self._options = cut, work, options
         self.notes: list[Note] = []
         self.twin: dict[fx.Node, fx.Node] = {}
-        statistics = self._statistics() if recalibrate else []
-        units: list[Unit] = [*self._fits({node for unit in statistics for node in unit.nodes}), *statistics]
+        norms = self._statistics(statistics) if statistics != "kept" else []
+        units: list[Unit] = [*self._fits({node for unit in norms for node in unit.nodes}), *norms]
         place = {node: i for i, node in enumerate(work.fx.nodes)}
         self.place = place
         self.units = sorted(units, key=lambda unit: place[unit.nodes[0]])
@@ -106,7 +109,7 @@ class Units:
     def _match(self, node: fx.Node) -> None:
         self.twin[node] = twin_of(self._cut, node)
 
-    def _statistics(self) -> list[Recalibrate]:
+    def _statistics(self, mode: str) -> list[Recalibrate]:
         groups: dict[tuple[str, str], list[fx.Node]] = {}
         for node in self._work.find(aten.batch_norm.default):
             try:
@@ -114,7 +117,7 @@ class Units:
                 groups.setdefault(statistics_of(self._work, node, self._cut), []).append(node)
             except Refusal as refusal:
                 self.refuse([node], refusal)
-        return [Recalibrate(nodes, *names) for names, nodes in groups.items()]
+        return [Recalibrate(nodes, *names, mode) for names, nodes in groups.items()]
 
     def _fits(self, normalised: set[fx.Node]) -> list[Refit]:
         groups: dict[str, list[tuple[fx.Node, str | None]]] = {}

@@ -1,11 +1,9 @@
-"""What is repaired as one: the operators that share a weight, the batch norms that share statistics.
+"""Operators that share a weight, fitted together.
 
-A unit watches each of its operators when the two networks, the original and the pruned one, have come there,
-and settles once it has seen all of them.
-
-* :class:`Refit`: weight and bias of convolutions and matrix products, by least squares
-  (:mod:`.repair_solve`).
-* :class:`Recalibrate`: running mean and variance of batch norms, by the moments of their input.
+A unit watches each of its operators when the two networks, the original and the pruned one, have come
+there, and settles once it has seen all of them: by least squares (:mod:`.repair_solve`) on the rows that
+:mod:`.repair_rows` makes of convolutions and matrix products. :mod:`.repair_statistics` has the units of
+batch norms.
 """
 
 from __future__ import annotations
@@ -163,64 +161,6 @@ def new_bias(graph: Graph, node: fx.Node, weight: str, value: torch.Tensor) -> f
     attribute = graph.add_tensor(name, value, before=node, trainable=trainable)
     set_argument(node, "bias", attribute)
     return attribute
-
-
-@dataclass
-class Recalibrate:
-    """Batch norms that share running statistics: mean and unbiased variance of everything they read."""
-
-    nodes: list[fx.Node]
-    mean: str
-    variance: str
-    count: int = 0
-    _sums: list[torch.Tensor] = field(default_factory=list)
-    _error: float = 0.0
-    _signal: float = 0.0
-
-    def begin(self, graph: Graph, seed: int) -> None:
-        """Forget what was seen."""
-        self.count, self._sums, self._error, self._signal = 0, [], 0.0, 0.0
-
-    def observe(self, x: torch.Tensor, wanted: torch.Tensor) -> None:
-        """Take one batch in: the input ``[N, C, …]`` of the pruned network, and of the original.
-
-        Means and squared deviations are merged batch by batch (Chan, Golub and LeVeque, 1983), so that a
-        large mean does not drown a small variance.
-        """
-        if x.shape != wanted.shape:
-            raise Refusal(
-                f"it reads {tuple(x.shape)}, where the plan leaves {tuple(wanted.shape)} of the original"
-            )
-        values, wanted = x.double().transpose(0, 1).flatten(1), wanted.double().transpose(0, 1).flatten(1)
-        self._error += float((values - wanted).square().sum())
-        self._signal += float(wanted.square().sum())
-        count, mean = values.shape[1], values.mean(1)
-        squares = (values - mean.unsqueeze(1)).square().sum(1)
-        if self._sums:
-            known_mean, known_squares = self._sums
-            total, step = self.count + count, mean - known_mean
-            squares = known_squares + squares + step.square() * (self.count * count / total)
-            mean = known_mean + step * (count / total)
-        self._sums, self.count = [mean, squares], self.count + count
-
-    def settle(self, graph: Graph) -> Record | None:
-        """Write the statistics into ``graph``; ``None`` where the input is still the original's."""
-        dtype = graph.tensors[self.mean].dtype
-        if self._error <= EQUAL.get(dtype, 0.0) ** 2 * self._signal:
-            return None
-        mean, squares = self._sums
-        if self.count < 2:
-            raise Refusal("a single value a channel has no variance")
-        if not bool(torch.isfinite(mean).all() and torch.isfinite(squares).all()):
-            raise Refusal("its input is not finite on calibration inputs")
-        graph.set_tensors({self.mean: mean.to(dtype), self.variance: (squares / (self.count - 1)).to(dtype)})
-        before = math.sqrt(self._error / self._signal) if self._signal else math.nan
-        return Record(
-            names_of(self.nodes), "statistics", graph.where(self.nodes[0]), self.count, before, math.nan
-        )
-
-
-Unit = Refit | Recalibrate
 
 
 def names_of(nodes: Sequence[fx.Node]) -> tuple[str, ...]:

@@ -53,7 +53,9 @@ def cut(graph: Graph, plan: Plan, name: str, value: torch.Tensor) -> torch.Tenso
     masks = keep_masks(graph, plan)
     dims: Any = graph.typing.dims[node_of(graph, name)]
     for dim, term in enumerate(dims):
-        value = value.index_select(dim, torch.from_numpy(np.flatnonzero(mask(term, masks))))
+        keep = mask(term, masks)
+        if not keep.all():  # an open batch dimension has the size it was captured with, not this one
+            value = value.index_select(dim, torch.from_numpy(np.flatnonzero(keep)))
     return value
 
 
@@ -298,7 +300,7 @@ def test_the_seed_chooses_the_positions(pruned: tuple[Graph, Plan, Graph]) -> No
 def test_statistics_are_torchs_cumulative_ones(pruned: tuple[Graph, Plan, Graph]) -> None:
     graph, plan, small = pruned
     x = normal(24, 3, 8, 8)
-    result = repair(graph, small, plan, x.split(5)).graph
+    result = repair(graph, small, plan, x.split(5), statistics="replaced").graph
     values = Values(result, x).by_name
     for name, module in (("batch_norm_1", "norm1"), ("batch_norm_2", "norm2")):
         source = values[node_of(result, name).args[0].name]  # type: ignore[union-attr]
@@ -313,9 +315,35 @@ def test_statistics_are_torchs_cumulative_ones(pruned: tuple[Graph, Plan, Graph]
     assert torch.equal(result.tensors["norm.running_mean"], untouched), "it reads what the original reads"
 
 
+def test_statistics_move_as_far_as_the_moments_of_what_they_are_of(pruned: tuple[Graph, Plan, Graph]) -> None:
+    graph, plan, small = pruned
+    x = normal(24, 3, 8, 8) + 3  # nothing like what the statistics were taken of
+    result = repair(graph, small, plan, x.split(5)).graph
+    before, after = Values(graph, x).by_name, Values(result, x).by_name
+    for name, module in (("batch_norm_1", "norm1"), ("batch_norm_2", "norm2")):
+        source = node_of(result, name).args[0].name  # type: ignore[union-attr]
+        found, wanted = after[source], cut(graph, plan, source, before[source])
+        mean = small.tensors[f"{module}.running_mean"] + found.mean((0, 2, 3)) - wanted.mean((0, 2, 3))
+        ratio = found.var((0, 2, 3)) / wanted.var((0, 2, 3))
+        assert torch.allclose(result.tensors[f"{module}.running_mean"], mean, rtol=1e-9, atol=1e-9)
+        moved = small.tensors[f"{module}.running_var"] * ratio
+        assert torch.allclose(result.tensors[f"{module}.running_var"], moved, rtol=1e-9)
+
+
+def test_a_channel_that_was_constant_keeps_its_variance() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    x = normal(40, 3)
+    graph = trace(model, x)
+    graph.set_tensor("2.weight", graph.tensors["2.weight"].detach().index_fill(0, torch.tensor([1]), 0))
+    plan = graph.plan({"0.weight[0]": [0, 1]})
+    result = repair(graph, graph.apply(plan), plan, [x], ridge=0.1).graph
+    assert torch.allclose(result.tensors["3.running_var"][1], graph.tensors["3.running_var"][1])
+    assert not torch.allclose(result.tensors["3.running_var"], graph.tensors["3.running_var"])
+
+
 def test_statistics_may_stay(pruned: tuple[Graph, Plan, Graph]) -> None:
     graph, plan, small = pruned
-    result = repair(graph, small, plan, [normal(24, 3, 8, 8)], recalibrate=False)
+    result = repair(graph, small, plan, [normal(24, 3, 8, 8)], statistics="kept")
     assert {record.kind for record in result.records} == {"weights"}
     for name in small.buffers:
         assert torch.equal(result.graph.tensors[name], small.tensors[name])
@@ -377,7 +405,9 @@ def test_what_lies_between_two_uses_is_repaired_for_the_final_weight() -> None:
         values, wanted = Values(result.graph, x).by_name, Values(graph, x).by_name
         batch_norm = node_of(result.graph, "batch_norm")
         source = values[batch_norm.args[0].name]  # type: ignore[union-attr]
-        assert torch.allclose(result.graph.tensors["norm.running_mean"], source.mean(0), rtol=1e-9)
+        taken = result.graph.tensors["norm.running_mean"] - small.tensors["norm.running_mean"]
+        moved = source.mean(0) - cut(graph, plan, "linear_1", wanted["linear_1"]).mean(0)
+        assert torch.allclose(taken, moved, rtol=1e-9)
         reads = node_of(result.graph, "linear_2")
         assert str(reads.args[1]) == "between_weight"
         rows = values[reads.args[0].name].numpy()  # type: ignore[union-attr]

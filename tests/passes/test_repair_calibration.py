@@ -82,7 +82,9 @@ def test_calibration_that_cannot_be_used(
 
 
 @pytest.mark.parametrize(
-    "options", [{"ridge": -1.0}, {"sweeps": 0}, {"positions": 0}, {"limit": 0}], ids=lambda o: next(iter(o))
+    "options",
+    [{"statistics": "new"}, {"ridge": -1.0}, {"sweeps": 0}, {"positions": 0}, {"limit": 0}],
+    ids=lambda o: next(iter(o)),
 )
 def test_options_out_of_range(pruned: tuple[Graph, Plan, Graph], options: dict[str, Any]) -> None:
     graph, plan, small = pruned
