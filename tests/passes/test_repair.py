@@ -406,7 +406,7 @@ def test_what_lies_between_two_uses_is_repaired_for_the_final_weight() -> None:
         batch_norm = node_of(result.graph, "batch_norm")
         source = values[batch_norm.args[0].name]  # type: ignore[union-attr]
         taken = result.graph.tensors["norm.running_mean"] - small.tensors["norm.running_mean"]
-        moved = source.mean(0) - cut(graph, plan, "linear_1", wanted["linear_1"]).mean(0)
+        moved = source.mean(0) - cut(graph, plan, "linear_2", wanted["linear_2"]).mean(0)
         assert torch.allclose(taken, moved, rtol=1e-9)
         reads = node_of(result.graph, "linear_2")
         assert str(reads.args[1]) == "between_weight"
