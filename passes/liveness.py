@@ -110,7 +110,7 @@ class Liveness:
                 for source in node.all_input_nodes:
                     self.need(source)
                 continue
-            if node.op == "call_function" and node.is_impure():
+            if node.op == "call_function" and node.is_impure(impure_random=False):
                 self.need(node)  # an assertion, or what writes somewhere
             if node not in self._needed:
                 continue
