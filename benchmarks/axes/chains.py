@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import graphprune
+from graphprune.axes.typing import Typing
 from graphprune.graph import Graph
 
 
@@ -33,6 +35,18 @@ def chain(nodes: int) -> Graph:
     return graphprune.trace(Chain(nodes // 8), torch.zeros(1, 6))
 
 
+def typing_seconds(length: int, total: int = 20_000, repeats: int = 5) -> float:
+    """Least processor time a node, in seconds, of typing chains of one length, ``total`` nodes in all.
+
+    A short chain alone would fit the processor's cache and a long one would not: 100 chains of 200 nodes, 10
+    of 2,000 or one of 20,000 are the same work on the same memory, and differ where typing is not linear.
+    """
+    first = chain(length)
+    nodes = len(first.nodes)
+    graphs = [first, *(chain(length) for _ in range(max(1, round(total / nodes)) - 1))]
+    return seconds(lambda: [Typing(graph) for graph in graphs], repeats) / (nodes * len(graphs))
+
+
 def seconds(work: Callable[[], Any], repeats: int) -> float:
     """The least processor time of several runs, garbage collection off as :mod:`timeit` has it."""
     best = float("inf")
@@ -47,3 +61,20 @@ def seconds(work: Callable[[], Any], repeats: int) -> float:
             gc.enable()
         del result
     return best
+
+
+def calls(work: Callable[[], Any]) -> int:
+    """How many functions a call calls, Python's and C's: work that no load on the machine changes."""
+    count = 0
+
+    def step(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(step)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return count
