@@ -21,7 +21,7 @@ from torch import fx
 from graphprune.graph import Graph
 
 from .affine import Refusal
-from .repair_units import EQUAL, Record, names_of
+from .repair_units import EQUAL, Record, names_of, widened
 
 MODES = ("corrected", "replaced", "kept")
 
@@ -46,9 +46,10 @@ class Moments:
 
     def add(self, x: torch.Tensor) -> None:
         """Take values ``[N, C, …]`` in."""
-        values = x.double().transpose(0, 1).flatten(1)
-        count, mean = values.shape[1], values.mean(1)
-        squares = (values - mean.unsqueeze(1)).square().sum(1)
+        count = x.numel() // x.shape[1]
+        around = [dim for dim in range(x.dim()) if dim != 1]
+        variance, mean = torch.var_mean(x.double(), dim=around, correction=0)
+        squares = variance * count
         if self.count:
             total, step = self.count + count, mean - self.mean
             squares = self.squares + squares + step.square() * (self.count * count / total)
@@ -99,8 +100,8 @@ class Recalibrate:
             )
         self._found.add(x)
         self._wanted.add(wanted)
-        self._error += float((x.double() - wanted.double()).square().sum())
-        self._signal += float(wanted.double().square().sum())
+        self._error += float((widened(x) - widened(wanted)).square_().sum(dtype=torch.float64))
+        self._signal += float(widened(wanted).square().sum(dtype=torch.float64))
 
     def settle(self, graph: Graph) -> Record | None:
         """Write the statistics into ``graph``; ``None`` where the input is still the original's.

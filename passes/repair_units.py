@@ -109,8 +109,8 @@ class Refit:
                 f"it gives {tuple(found.shape)}, where the plan leaves {tuple(target.shape)} of the original"
             )
         kernel = tuple(self._old[self.weight].shape[2:])
-        target = target.double()
-        for rows, rest, wanted in form(node).rows(x, (target - found.double(), target), kernel, self._draw):
+        values = widened(target) - widened(found), target
+        for rows, rest, wanted in form(node).rows(x, values, kernel, self._draw):
             self.gram.add(rows, rest, wanted)
 
     def settle(self, graph: Graph) -> Record | None:
@@ -171,3 +171,8 @@ def names_of(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
 def takes_bias(node: fx.Node) -> bool:
     """Whether the operator can be given a bias."""
     return node.target not in PRODUCTS
+
+
+def widened(value: torch.Tensor) -> torch.Tensor:
+    """At least float32, where the difference of two half-precision values is exact enough."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
