@@ -102,17 +102,22 @@ def measure(name: str, rounds: int, threads: int) -> Row:
     )
 
 
-def write(rows: list[Row], rounds: int, threads: int) -> Path:
-    """`runtime.md` and `runtime.json` in the results; returns the path of the first."""
+def write(rows: list[Row], failed: dict[str, str], rounds: int, threads: int) -> Path:
+    """`runtime.md` and `runtime.json` in the results; returns the path of the first.
+
+    `failed` holds the networks that could not be measured, with the error.
+    """
     RESULTS.mkdir(parents=True, exist_ok=True)
     facts = conditions(("torch", "onnx", "onnxscript", "onnxruntime", "torchvision", "transformers"))
     facts |= {"threads": str(threads), "rounds": str(rounds)}
     about = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     slower = [row.network for row in rows if row.slower]
     verdict = f"Slower than the plain export by more than the noise: {', '.join(slower) or 'none'}."
+    verdict += "".join(f"\n\nNot measured: {name}, {reason}." for name, reason in failed.items())
     path = RESULTS / "runtime.md"
     path.write_text(f"{ABOUT}\n{about}\n\n{table(HEAD, [row.cells() for row in rows])}\n\n{verdict}\n")
-    document = {"conditions": facts, "rows": [asdict(row) | {"slower": row.slower} for row in rows]}
+    documents = [asdict(row) | {"slower": row.slower} for row in rows]
+    document = {"conditions": facts, "rows": documents, "failed": failed}
     (RESULTS / "runtime.json").write_text(json.dumps(document, indent=1) + "\n")
     return path
 
@@ -126,13 +131,21 @@ def main() -> int:
     options = parser.parse_args()
     names = [get(name).name for name in options.networks] or [network.name for network in NETWORKS]
     print(" | ".join(HEAD), flush=True)
-    rows = []
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
     for name in names:
-        rows.append(measure(name, options.rounds, options.threads))
-        print(" | ".join(rows[-1].cells()), flush=True)
+        try:
+            rows.append(measure(name, options.rounds, options.threads))
+        except (
+            Exception
+        ) as error:  # one network must not cost the others; it is named, and the exit code is 1
+            failed[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            print(f"{name} | not measured: {failed[name]}", flush=True)
+        else:
+            print(" | ".join(rows[-1].cells()), flush=True)
     if not options.networks:
-        print(f"written to {write(rows, options.rounds, options.threads)}")
-    return 1 if any(row.slower for row in rows) else 0
+        print(f"written to {write(rows, failed, options.rounds, options.threads)}")
+    return 1 if failed or any(row.slower for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def prepare(name: str, folder: Path) -> dict[str, dict[str, int]]:
     """
     network = get(name)
     model, args, kwargs = network.build(), network.args(), network.kwargs()
-    with _quiet():
+    # Without gradients, as an artifact is: with them, the exporter fails on the strides of T5's attention.
+    with _quiet(), torch.no_grad():
         program = torch.onnx.export(model, args, kwargs=kwargs, dynamo=True)
     assert program is not None
     program.save(str(folder / PLAIN))

@@ -83,7 +83,6 @@ def _from_transformers(model: str, config: str, options: dict[str, Any]) -> nn.M
 
         chosen = getattr(transformers, config)(**options)
         chosen.use_cache = False
-        chosen.return_dict = False
         built: nn.Module = getattr(transformers, model)(chosen)
         return built
 
