@@ -29,8 +29,8 @@ HEAVY = (
 LAYERS = {
     "base": ("errors", "target", "signature", "structure", "atomic"),
     "capture": (
-        "graph", "graph_text", "batch", "functionalize", "module", "training", "inputs", "declared_inputs", "capture", "original",
-        "cost", "provenance",
+        "graph", "graph_text", "batch", "functionalize", "module", "training", "inputs", "declared_inputs",
+        "capture", "original", "cost", "provenance",
     ),
     "type": ("axes", "dependency", "drawing"),
     "plan": ("importance", "plan", "budget"),
