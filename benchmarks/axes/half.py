@@ -116,8 +116,8 @@ def main(wanted: list[str]) -> None:
             "same artifact twice", "error to zeroed original"]  # fmt: skip
     words = (
         f"Original → half. `ratio=0.5`, widths multiples of {ALIGN}, ONNX Runtime on the CPU with {THREADS} "
-        f"thread, {ROUNDS} rounds in turns; medians with quartiles. *Same artifact twice* is the noise: a ratio "
-        "within it is none. Weights are random; nothing is said about accuracy."
+        f"thread, {ROUNDS} rounds in turns; medians with quartiles. *Same artifact twice* is the noise: a "
+        "ratio within it is none. Weights are random; nothing is said about accuracy."
     )
     body = f"{words}\n\n{record.table(head, [_cells(r) for r in rows])}"
     facts = record.conditions(("torch", "torchvision", "transformers", "onnxruntime")) | {
