@@ -22,9 +22,9 @@ from .constancy_pointwise import RULES, known, rule
 from .contractions import CONTRACTIONS, bias_of
 from .extents import is_float
 from .intervals import Interval
-from .movement import MOVES, Reduce, move, moved
-from .operands import argument
-from .products import attended, is_distribution, multiplied
+from .movement import Reduce, is_move, move, moved
+from .operands import argument, has_argument
+from .products import attended, is_distribution, multiplied, summed
 
 aten = torch.ops.aten
 
@@ -34,7 +34,7 @@ def bounds(values: Constancy, node: fx.Node) -> Any:
     if node.target is operator.getitem:
         return values.results(node.args[0])[node.args[1]]  # type: ignore[arg-type,index]
     rule = RULES.get(node.target)
-    if rule is None and node.target in MOVES:
+    if rule is None and is_move(values.extents, node):
         rule = _moving
     found = rule(values, node) if rule is not None else None
     return known(values, node) if found is None else found
@@ -76,9 +76,26 @@ def _average(values: Constancy, node: fx.Node) -> Any:
     return found.with_number(0.0) if padded else found
 
 
-@rule("constant_pad_nd")
+@rule("im2col")
+def _patches(values: Constancy, node: fx.Node) -> Any:
+    found = _moving(values, node)
+    return found.with_number(0.0) if any(argument(node, "padding")) else found
+
+
+@rule("glu")
+def _gated(values: Constancy, node: fx.Node) -> Interval:
+    x, dim = values.of(node.args[0]), argument(node, "dim")
+    if x.shape[dim] == 1:
+        return x * x.map(torch.sigmoid)
+    parts = [Interval(*halves) for halves in zip(x.lo.chunk(2, dim), x.hi.chunk(2, dim), strict=True)]
+    return parts[0] * parts[1].map(torch.sigmoid)
+
+
+@rule("constant_pad_nd pad")
 def _padded(values: Constancy, node: fx.Node) -> Any:
-    value, amounts = float(argument(node, "value")), argument(node, "pad")
+    if node.target is aten.pad.default and argument(node, "mode") != "constant":
+        return _moving(values, node)
+    value, amounts = float(argument(node, "value") or 0.0), argument(node, "pad")
     extent = values.extents.of(node)
     moved_ = _moving(values, node)
     beside = [
@@ -121,14 +138,23 @@ def total(x: Interval, place: int, size: Any) -> Interval:
     return x * count
 
 
+@rule("linalg_vector_norm")
+def _norm(values: Constancy, node: fx.Node) -> Interval | None:
+    """At least 0, and 0 for what is 0."""
+    x, (places, keep) = values.of(node.args[0]), reduced(node)
+    found = Interval.between(0.0, math.inf, x.lo.dim()) * Interval.of((~x.zero).double())
+    found = found.over(places)
+    return found if keep else found.map(lambda bound: bound.squeeze(places) if places else bound)
+
+
 def reduced(node: fx.Node) -> tuple[list[int], bool]:
     """The dimensions a reduction takes together (all where it names none), and whether they stay."""
     rank = node.args[0].meta["val"].dim()  # type: ignore[union-attr]
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    dims = argument(node, "dim") if has_argument(node, "dim") else None
+    keep = bool(argument(node, "keepdim")) if has_argument(node, "keepdim") else False
     if dims is None or dims == []:
-        return list(range(rank)), bool(keep)
-    return sorted(d % rank for d in ([dims] if isinstance(dims, int) else dims)), bool(keep)  # type: ignore[union-attr]
+        return list(range(rank)), keep
+    return sorted(d % rank for d in ([dims] if isinstance(dims, int) else dims)), keep
 
 
 # ---- normalisations ------------------------------------------------------------------------------
@@ -230,6 +256,11 @@ def _matrix_product(values: Constancy, node: fx.Node) -> Interval | None:
 @rule("scaled_dot_product_attention")
 def _attention(values: Constancy, node: fx.Node) -> Interval:
     return attended(values, node)
+
+
+@rule("einsum")
+def _einsum(values: Constancy, node: fx.Node) -> Interval | None:
+    return summed(values, node)
 
 
 @rule("embedding")

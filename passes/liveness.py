@@ -101,6 +101,7 @@ class Liveness:
 
     def _flow(self, keep: Marks, removable: Collection[Atom]) -> Findings:
         """One walk backwards, supposing that just ``keep`` stays."""
+        from . import liveness_products  # noqa: F401 - fills the table of rules
         from .liveness_rules import flow
 
         self._needed = {}

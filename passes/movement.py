@@ -255,7 +255,41 @@ def _shuffle(extents: Extents, node: fx.Node, operands: list[torch.Tensor], redu
     return reduce(blocks, [blocks.dim() - 3]).squeeze(-3)
 
 
-@_moves("constant_pad_nd")
+@_moves("index_select index.Tensor")
+def _chosen(extents: Extents, node: fx.Node, operands: list[torch.Tensor], reduce: Reduce) -> torch.Tensor:
+    """Positions that a constant names, along one dimension."""
+    place, positions = _selection(extents, node)
+    assert positions is not None
+    if operands[0].shape[place] == 1:
+        return operands[0]
+    return operands[0].index_select(place, positions.reshape(-1).long())
+
+
+def _selection(extents: Extents, node: fx.Node) -> tuple[int, torch.Tensor | None]:
+    given: Any = node.args[1] if node.target is aten.index.Tensor else [*[None] * node.args[1], node.args[2]]  # type: ignore[operator]
+    places = [i for i, index in enumerate(given) if index is not None]
+    positions = extents.graph.constant(given[places[0]]) if len(places) == 1 else None
+    usable = positions is not None and positions.dim() == 1 and positions.dtype in (torch.int64, torch.int32)
+    return places[0], positions if usable else None
+
+
+def is_move(extents: Extents, node: fx.Node) -> bool:
+    """Whether an operator only moves elements, and to places that are known."""
+    if node.target in (aten.index.Tensor, aten.index_select.default):
+        return _selection(extents, node)[1] is not None
+    return node.target in MOVES
+
+
+@_moves("im2col")
+def _patches(extents: Extents, node: fx.Node, operands: list[torch.Tensor], reduce: Reduce) -> torch.Tensor:
+    """Every channel as often as the kernel has places."""
+    (x,) = operands
+    x = _collapsed(x, (*x.shape[:-2], 1, 1), reduce).squeeze(-1)
+    kernel = extents.full(node)[-2] // extents.full(moved(node)[0])[-3]
+    return x if x.shape[-2] == 1 else x.repeat_interleave(kernel, -2)
+
+
+@_moves("constant_pad_nd pad")
 def _pad(extents: Extents, node: fx.Node, operands: list[torch.Tensor], reduce: Reduce) -> torch.Tensor:
     """Zeros around dimensions that are followed; the caller sees to the others."""
     (x,) = operands

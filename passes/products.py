@@ -79,6 +79,47 @@ def needed_of_product(
     return for_left.any(-1), for_right.any(-3)
 
 
+def letters(node: fx.Node) -> tuple[str, str, str] | None:
+    """Those of an ``einsum`` of two operands, result last; ``None`` where it is of another kind."""
+    given: tuple[Any, ...] = node.args
+    inputs, arrow, result = str(given[0]).replace(" ", "").partition("->")
+    operands = inputs.split(",")
+    if len(operands) != 2 or not arrow or "." in given[0] or given[1][0] is given[1][1]:
+        return None
+    if any(len(set(labels)) != len(labels) for labels in operands):
+        return None
+    return operands[0], operands[1], result
+
+
+def summed(values: Constancy, node: fx.Node) -> Interval | None:
+    """Bounds of an ``einsum``: 0 where every term has a factor that is 0, else nothing known."""
+    named = letters(node)
+    if named is None:
+        return None
+    operands: Any = node.args[1]
+    left, right = (values.of(n) for n in operands)
+    count = torch.einsum(f"{named[0]},{named[1]}->{named[2]}", (~left.zero).float(), (~right.zero).float())
+    return Interval.between(-math.inf, math.inf, 0) * Interval.of((count > 0).double())
+
+
+def needed_of_einsum(
+    named: tuple[str, str, str],
+    needed: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    gone: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`needed_of_product`, for an ``einsum``; ``gone`` says of the left operand's elements."""
+
+    def reached(target: str, from_left: torch.Tensor, from_right: torch.Tensor) -> torch.Tensor:
+        equation = f"{named[2]},{named[0]},{named[1]}->{target}"
+        return torch.einsum(equation, needed.float(), from_left.float(), from_right.float()) > 0
+
+    for_right = reached(named[1], ~gone & ~left, torch.ones_like(right))
+    for_right |= reached(named[1], ~gone & left, right) | reached(named[1], gone & ~left, ~right)
+    return reached(named[0], ~(gone & left), ~right), for_right
+
+
 def attended(values: Constancy, node: fx.Node) -> Interval:
     """Bounds of ``scaled_dot_product_attention``: those of its value, over the sequence."""
     found = values.of(node.args[2]).over([node.meta["val"].dim() - 2])
