@@ -68,7 +68,7 @@ def test_the_default_is_lossless_and_proved(shared: tuple[Net, graphprune.Result
     torch.testing.assert_close(result(other), model(other))
     report = result.report
     assert [p.text.partition("{")[0] for p in report.passes] == [
-        "clean-up", "remove-dropout", "fold-constants", "fold-batch-norm", "clean-up",
+        "clean-up", "fold-constants", "remove-dropout", "fold-parameters", "fold-batch-norm", "clean-up",
     ]  # fmt: skip
     assert set(report.certificates) == {
         "capture against original", "artifact against graph", "artifact against original",
@@ -205,7 +205,7 @@ def test_progress_and_dump_name_every_stage(model: Net, x: torch.Tensor, tmp_pat
     assert lines[-2:] == ["lower with onnxruntime", "measure latency"]
     names = sorted(p.name for p in (tmp_path / "stages").iterdir())
     assert names[0] == "00-captured.txt"
-    assert names[-1] == "05-clean-up.txt"
+    assert names[-1] == "06-clean-up.txt"
 
 
 @dataclass(frozen=True)
