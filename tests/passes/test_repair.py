@@ -15,6 +15,7 @@ import torch
 from graphprune.passes.operands import argument
 from graphprune.passes.repair import RepairResult, repair
 from graphprune.passes.repair_rows import Draw
+from graphprune.passes.repair_solve import Gram
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -243,6 +244,56 @@ def test_removed_channels_that_depend_on_kept_ones_cost_nothing() -> None:
     result = repair(graph, small, plan, [x[:10]], ridge=0.0)
     assert [record.nodes for record in result.records] == [("conv2d_1",)]
     assert error(graph, result.graph, x) < 1e-10
+
+
+def test_a_constant_goes_into_the_batch_norm_behind() -> None:
+    model = nn.Sequential(
+        nn.Linear(3, 8), nn.Linear(8, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)
+    )
+    x = normal(60, 3)
+    randomise(model.double())
+    with torch.no_grad():  # what goes is a mixture of what stays, and a constant
+        mix = normal(4, 4, seed=5)
+        model[0].weight[4:] = mix @ model[0].weight[:4]
+        model[0].bias[4:] = mix @ model[0].bias[:4] + 2
+        model[0].bias[:4] = 0
+    graph = graphprune.trace(model, x, dynamic_batch=True)
+    plan = graph.plan({"0.weight[0]": [4, 5, 6, 7]})
+    result = repair(graph, graph.apply(plan), plan, [x[:40]], ridge=0.0)
+    assert error(graph, result.graph, x) < 1e-9
+    kept = repair(graph, graph.apply(plan), plan, [x[:40]], ridge=0.0, statistics="kept")
+    assert error(graph, kept.graph, x) > 1e-3, "without a batch norm to take it, the constant is lost"
+
+
+def test_records_hold_the_error_that_is_measured(pruned: tuple[Graph, Plan, Graph]) -> None:
+    graph, plan, small = pruned
+    x = normal(40, 3, 8, 8)
+    result = repair(graph, small, plan, x.split(16), positions=None)
+    last = result.records[-1]
+    assert (last.nodes, last.kind, last.samples) == (("linear",), "weights", 40)
+    assert last.after == pytest.approx(error(graph, result.graph, x), rel=1e-6)
+    unfitted = result.graph.copy()
+    for name in ("head.weight", "head.bias"):
+        unfitted.set_tensor(name, small.tensors[name].detach())
+    assert last.before == pytest.approx(error(graph, unfitted, x), rel=1e-6)
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("rows", [3, 50])
+def test_of_many_solutions_the_smallest_change_is_taken(rows: int, intercept: bool) -> None:
+    x = normal(2, rows, 6)
+    x[0, :, 3] = x[0, :, 1] / 3 + x[0, :, 2] / 7  # the first group is singular, the second only for few rows
+    r = normal(2, rows, 2, seed=3)
+    gram = Gram()
+    gram.add(x, r, r)
+    change, shift = gram.solve(0.0, intercept)
+    for group in range(2):
+        means = x[group].mean(0) * intercept, r[group].mean(0) * intercept
+        wanted = np.linalg.lstsq((x[group] - means[0]).numpy(), (r[group] - means[1]).numpy(), rcond=1e-10)[0]
+        assert np.allclose(change[group], wanted, atol=1e-8)
+        assert np.allclose(shift[group], means[1] - means[0] @ torch.from_numpy(wanted), atol=1e-8)
+    left = (r - x @ change - shift.unsqueeze(1)).square().sum()
+    assert gram.left(change, shift) == pytest.approx(float(left), abs=1e-9)
 
 
 def test_nothing_removed_nothing_changed() -> None:
