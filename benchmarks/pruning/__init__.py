@@ -1,0 +1,1 @@
+"""Pruning, repaired: what it keeps of a network's accuracy."""
