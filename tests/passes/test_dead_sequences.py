@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.passes.dead import changes, double, remove, shapes, x
-from tests.passes.rewriting import apply, assert_same, randomise, trace
+from tests.passes.rewriting import randomise
 
 HEADS, WIDTH, STREAM = 4, 3, 10
 
@@ -287,28 +287,3 @@ def test_addmm_takes_a_constant_and_a_bare_product_does_not() -> None:
         assert remove(model, x(5, 3)).changed == bias
         model.first.bias.data[2] = 0
         assert shapes(remove(model, x(5, 3)).graph, "weight") == [(3, 2)]
-
-
-def test_low_rank_weights() -> None:
-    """A weight computed from two factors: a 0 that comes of terms that cancel is none to lean on."""
-
-    class LowRank(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.a = nn.Linear(3, 4), nn.Parameter(torch.empty(2, 5))
-            self.b = nn.Parameter(torch.empty(5, 4))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return F.linear(self.first(x), self.a @ self.b)
-
-    model: Any = randomise(LowRank().double())
-    model.a.data[:, 3] = 0
-    model.b.data[:, 1] = 0
-    result = remove(model, x(5, 3))
-    assert shapes(result.graph, "a", "b", "first.weight") == [(2, 4), (4, 3), (3, 3)]
-    model.a.data[:] = 1.0
-    model.b.data[:2, 2] = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    model.b.data[2:, 2] = 0
-    model.b.data[:, 1] = 1.0
-    graph = trace(model, x(5, 3))
-    assert_same(apply("remove-dead-channels", graph).graph, model, x(5, 3))
