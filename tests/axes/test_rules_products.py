@@ -174,7 +174,7 @@ def recurrent(p: Program, target: Any) -> None:
 
 
 @pytest.mark.parametrize("target", CASES, ids=str)
-@oracle(examples=25)
+@oracle(examples=20)
 def test_slices(target: Any, data: st.DataObject, seed: int) -> None:
     program = Program(data.draw)
     CASES[target](program, target)

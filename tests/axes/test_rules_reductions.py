@@ -125,7 +125,7 @@ def weight_norm(p: Program, target: Any) -> None:
 
 
 @pytest.mark.parametrize("target", CASES, ids=str)
-@oracle(examples=25)
+@oracle(examples=16)
 def test_slices(target: Any, data: st.DataObject, seed: int) -> None:
     program = Program(data.draw)
     CASES[target](program, target)

@@ -185,7 +185,7 @@ def chain(p: Program, length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [2, 4, 8, 12])
-@oracle(examples=80)
+@oracle(examples=50)
 def test_chains(length: int, data: st.DataObject, seed: int) -> None:
     program = Program(data.draw)
     chain(program, length)
@@ -196,7 +196,7 @@ def test_chains_leave_something_to_remove() -> None:
     """The oracle says nothing about a graph in which everything is frozen."""
     free = []
 
-    @oracle(examples=60)
+    @oracle(examples=40)
     def run(data: st.DataObject, seed: int) -> None:
         program = Program(data.draw)
         chain(program, 4)
