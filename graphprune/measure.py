@@ -1,6 +1,6 @@
 """Latency, measured so that two numbers can be compared.
 
-Candidates take turns within every round and the order rotates, so a slow minute of the machine hits all of
+Candidates take turns within every round and the order changes, so a slow minute of the machine hits all of
 them alike; a ratio is the median of per-round ratios. Several thread pools in one process (torch's OpenMP,
 ONNX Runtime's own) slow each other down while their threads spin at barriers: :func:`isolated` gives every
 candidate a process of its own, still taking turns, and is what benchmarks should use.
@@ -13,6 +13,7 @@ True
 from __future__ import annotations
 
 import gc
+import itertools
 import multiprocessing
 import statistics
 import time
@@ -172,17 +173,32 @@ def _rounds(
     turns: Mapping[str, Callable[[], float]], rounds: int, min_seconds: float, pause: float = 0.0
 ) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {name: [] for name in turns}
-    order, measured, done = list(turns), 0.0, 0
+    orders, measured, done = itertools.cycle(_orders(list(turns))), 0.0, 0
     while done < rounds or measured < min_seconds * 1e3:
-        for name in order:
+        for name in next(orders):
             if pause:
                 time.sleep(pause)
             elapsed = turns[name]()
             samples[name].append(elapsed)
             measured += elapsed
-        order.append(order.pop(0))
         done += 1
     return samples
+
+
+def _orders(names: list[str]) -> list[list[str]]:
+    """Rounds in which every candidate stands in every place, and behind every other, equally often.
+
+    What ran before leaves caches, clock and threads behind. A rotation alone would have each candidate
+    follow the same one nearly always (Williams 1949, "Experimental designs balanced for the estimation
+    of residual effects of treatments"; an odd number of candidates needs the mirrored rounds as well).
+
+    >>> ["".join(order) for order in _orders(list("abcd"))]
+    ['abdc', 'bcad', 'cdba', 'dacb']
+    """
+    count = len(names)
+    zigzag = [(place + 1) // 2 if place % 2 else -(place // 2) for place in range(count)]
+    orders = [[names[(start + step) % count] for step in zigzag] for start in range(count)]
+    return orders + [order[::-1] for order in orders] if count % 2 and count > 1 else orders
 
 
 def _timing(samples: list[float], threads: int) -> Timing:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -50,9 +52,24 @@ def test_medians_and_quartiles(clock):
     assert str(timing).startswith("3 ms (2 to 4")
 
 
-def test_candidates_take_turns_and_the_order_rotates(clock):
+def test_candidates_take_turns(clock):
     interleaved({n: clock.candidate(n, 1) for n in "abc"}, rounds=3, warmup=1)
-    assert "".join(clock.calls) == "abc" + "abc" + "bca" + "cab"
+    calls = "".join(clock.calls)
+    assert calls[:3] == "abc"
+    assert [sorted(calls[i : i + 3]) for i in (3, 6, 9)] == [list("abc")] * 3
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_every_candidate_stands_in_every_place_and_behind_every_other_equally_often(count):
+    names = list("abcdefg"[:count])
+    orders = measure._orders(names)
+    assert all(sorted(order) == names for order in orders)
+    places = Counter((name, place) for order in orders for place, name in enumerate(order))
+    assert len(places) == count**2
+    assert len(set(places.values())) == 1
+    behind = Counter(pair for order in orders for pair in itertools.pairwise(order))
+    assert len(behind) == count * (count - 1)
+    assert len(set(behind.values())) <= 1
 
 
 def test_ratio_is_of_rounds_not_of_medians(clock):
