@@ -40,7 +40,7 @@ CONTRACTIONS = _CONVOLUTIONS | _PRODUCTS | {aten.linear.default}
 
 
 class Weights:
-    """The tensors of a graph by node, those that operators compute from parameters alone included."""
+    """The tensors of a graph by node, on the CPU; those that operators compute from parameters, too."""
 
     def __init__(self, graph: Graph):
         self._graph = graph
@@ -56,7 +56,8 @@ class Weights:
 
     def _value(self, node: fx.Node) -> torch.Tensor | None:
         if node.op == "get_attr":
-            return self._graph.constant(node)
+            value = self._graph.constant(node)
+            return None if value is None else value.detach().cpu()
         sources = node.all_input_nodes
         if node.op != "call_function" or not sources or not is_pure(node):
             return None

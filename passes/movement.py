@@ -262,7 +262,7 @@ def _chosen(extents: Extents, node: fx.Node, operands: list[torch.Tensor], reduc
     assert positions is not None
     if operands[0].shape[place] == 1:
         return operands[0]
-    return operands[0].index_select(place, positions.reshape(-1).long())
+    return operands[0].index_select(place, positions.reshape(-1).long().cpu())
 
 
 def _selection(extents: Extents, node: fx.Node) -> tuple[int, torch.Tensor | None]:

@@ -97,15 +97,15 @@ def _with_shares(graph: Graph, shares: list[Share]) -> Graph:
     nodes = {node.name: node for node in copy.nodes}
     for share in shares:
         node = nodes[share.site.node.name]
-        weight = share.site.matrix
-        added = share.site.share(share.constants).to(weight.device)
+        added = share.site.share(share.constants)
         bias = bias_of(node)
         if bias is not None:
             old = graph.tensors[str(bias.target)]
-            moved = (old.detach().to(torch.float64) + added).to(old.dtype)
+            moved = (old.detach().to(torch.float64) + added.to(old.device)).to(old.dtype)
             copy.set_tensor(str(bias.target), moved.contiguous())
         else:
-            _give_bias(copy, node, added.to(weight.dtype))
+            like = node.args[1].meta["val"]  # type: ignore[union-attr]
+            _give_bias(copy, node, added.to(like.device, like.dtype))
     return copy
 
 
