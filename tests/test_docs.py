@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.runtime import readme
 from tests import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -76,3 +77,8 @@ def test_commands_that_are_named_exist(page: Path) -> None:
         assert (place / "__main__.py").is_file() or place.with_suffix(".py").is_file(), module
     for script in re.findall(r"python ((?:examples|docs)/[\w/]+\.py)", text):
         assert (ROOT / script).is_file(), f"{page.name} names {script}"
+
+
+def test_the_figures_of_the_readme_are_those_of_the_results() -> None:
+    """`python -m benchmarks.runtime --readme` brings them together again."""
+    assert readme.find((ROOT / "README.md").read_text()) == readme.section()
