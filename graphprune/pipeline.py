@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from .errors import GraphpruneError, PassError
 from .graph import Graph
+from .notes import Note
 from .target import Target, get
 
 if TYPE_CHECKING:
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
 
 # What holds of every freshly captured graph.
 INITIAL = frozenset({"float", "batch-norm", "trainable"})
-
-
-@dataclass(frozen=True)
-class Note:
-    """One thing a pass did or would not do. ``kind`` is ``changed``, ``refused`` or ``info``."""
-
-    kind: str
-    where: str
-    message: str
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ passes = Registry(
         "fold-constants": "graphprune.passes.fold_constants:FoldConstants",
         "fold-parameters": "graphprune.passes.fold_parameters:FoldParameters",
         "prune-channels": "graphprune.passes.prune_channels:PruneChannels",
-        "remove-dead-channels": "graphprune.passes.remove_dead_channels:RemoveDeadChannels",
+        "remove-dead-channels": "graphprune.passes.dead:RemoveDeadChannels",
         "remove-dropout": "graphprune.passes.remove_dropout:RemoveDropout",
     },
 )

@@ -27,10 +27,10 @@ HEAVY = (
 
 # Left to right; a module imports from its own layer and from those before it. A new module has a line here.
 LAYERS = {
-    "base": ("errors", "target", "signature", "structure", "atomic"),
+    "base": ("errors", "notes", "target", "signature", "structure", "atomic"),
     "capture": (
         "graph", "graph_text", "batch", "functionalize", "module", "training", "inputs", "declared_inputs",
-        "capture", "original", "cost", "provenance",
+        "capture", "original", "cost", "provenance", "calibration", "runner",
     ),
     "type": ("axes", "dependency", "drawing"),
     "plan": ("importance", "plan", "budget"),

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from graphprune.passes.constancy import Constancy
-from graphprune.passes.extents import is_float
-from graphprune.passes.intervals import Interval
+from graphprune.passes.dead.constancy import Constancy
+from graphprune.passes.dead.extents import is_float
+from graphprune.passes.dead.intervals import Interval
 from torch import fx, nn
 
 from graphprune.graph import Graph

@@ -12,8 +12,8 @@ import random
 
 import pytest
 import torch
-from graphprune.passes.constancy import Constancy
-from graphprune.passes.liveness import Liveness
+from graphprune.passes.dead.constancy import Constancy
+from graphprune.passes.dead.liveness import Liveness
 from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 

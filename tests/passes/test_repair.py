@@ -14,8 +14,8 @@ import pytest
 import torch
 from graphprune.passes.operands import argument
 from graphprune.passes.repair import RepairResult, repair
-from graphprune.passes.repair_rows import Draw
-from graphprune.passes.repair_solve import Gram
+from graphprune.passes.repair.rows import Draw
+from graphprune.passes.repair.solve import Gram
 from torch import fx, nn
 from torch.nn import functional as F
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from graphprune.passes.repair import repair
-from graphprune.passes.repair_runner import Runner
 from torch import nn
 
 import graphprune
 from graphprune.errors import AxisError, InputError
 from graphprune.graph import Graph
 from graphprune.plan import Plan
+from graphprune.runner import Runner
 
 from .repairing import normal, pruned_residual, trace
 from .rewriting import randomise

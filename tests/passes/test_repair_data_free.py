@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from graphprune.passes.repair import RepairResult, repair
-from graphprune.passes.repair_data_free import expected
+from graphprune.passes.repair.data_free import expected
 from torch import nn
 from torch.nn import functional as F
 

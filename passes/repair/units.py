@@ -1,8 +1,8 @@
 """Operators that share a weight, fitted together.
 
 A unit watches each of its operators when the two networks, the original and the pruned one, have come
-there, and settles once it has seen all of them: by least squares (:mod:`.repair_solve`) on the rows that
-:mod:`.repair_rows` makes of convolutions and matrix products. :mod:`.repair_statistics` has the units of
+there, and settles once it has seen all of them: by least squares (:mod:`.solve`) on the rows that
+:mod:`.rows` makes of convolutions and matrix products. :mod:`.statistics` has the units of
 batch norms.
 """
 
@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from graphprune.passes.affine import Refusal
+from graphprune.passes.operands import set_argument
 from torch import fx
 
 from graphprune.graph import Graph
 
-from .affine import Refusal
-from .operands import set_argument
-from .repair_rows import PRODUCTS, Draw, Form, form
-from .repair_solve import Gram
+from .rows import PRODUCTS, Draw, Form, form
+from .solve import Gram
 
 aten = torch.ops.aten
 

@@ -23,6 +23,9 @@ import operator
 from typing import Any
 
 import torch
+from graphprune.passes.affine import Refusal
+from graphprune.passes.commute import describe
+from graphprune.passes.operands import argument, uses
 from torch import fx
 
 from graphprune.cost import captured_shape, size_hint
@@ -30,12 +33,9 @@ from graphprune.graph import Graph
 from graphprune.pipeline import Note
 from graphprune.plan import Plan, keep_masks
 
-from .affine import Refusal
-from .commute import describe
-from .operands import argument, uses
-from .repair_match import Cut, refit_of, twin_of
-from .repair_rows import LINEAR, form, operands
-from .repair_units import Record, new_bias, takes_bias
+from .match import Cut, refit_of, twin_of
+from .rows import LINEAR, form, operands
+from .units import Record, new_bias, takes_bias
 
 aten = torch.ops.aten
 

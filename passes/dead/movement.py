@@ -1,7 +1,7 @@
 """Operators that only move, copy or drop elements, done on extents instead of whole values.
 
 Each function takes operands shaped as their extents (size 1 along what is not followed, see
-:mod:`graphprune.passes.extents`) and gives the result the same way. Where followed and other dimensions
+:mod:`.dead.extents`) and gives the result the same way. Where followed and other dimensions
 meet in a reshape, the run they share is spread out first; the caller's ``reduce`` then takes several
 elements together: a minimum or maximum for bounds, a sum for :func:`pull`.
 
@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from graphprune.passes.operands import argument
 from torch import fx
 
 from graphprune.axes.typing import aten_operators
 from graphprune.cost import size_hint
 
 from .extents import Extent, Extents, widened
-from .operands import argument
 
 aten = torch.ops.aten
 

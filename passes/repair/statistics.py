@@ -16,12 +16,12 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from graphprune.passes.affine import Refusal
 from torch import fx
 
 from graphprune.graph import Graph
 
-from .affine import Refusal
-from .repair_units import EQUAL, Record, names_of, widened
+from .units import EQUAL, Record, names_of, widened
 
 MODES = ("corrected", "replaced", "kept")
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphprune.graph import Graph
+from .graph import Graph
 
 
 class Runner:

@@ -1,4 +1,4 @@
-"""The rules of :mod:`graphprune.passes.liveness` for what sums over channels: layers, products, attention.
+"""The rules of :mod:`.dead.liveness` for what sums over channels: layers, products, attention.
 
 This is where positions die: an operand's element counts for those results that its weight takes it to, and
 a constant one that goes counts for none, once its share is in the bias.
@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from graphprune.passes.operands import argument
 from torch import fx
 
 from .contractions import CONTRACTIONS, Contraction, bias_of
 from .liveness import Liveness, Marks, fitted
 from .liveness_rules import RULES, everything, register
-from .operands import argument
 from .products import (
     MAX_TERMS,
     is_distribution,

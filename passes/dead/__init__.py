@@ -11,8 +11,8 @@ number ``c``, which moves into the bias:
     b' = b + c · W[:, i]
 
 Where a convolution pads with zeros a constant other than 0 meets fewer taps at the border, so it stays, and a
-note says so. What is constant is found by interval arithmetic (:mod:`graphprune.passes.constancy`), what
-matters by following the outputs backwards (:mod:`graphprune.passes.liveness`), over every axis at once: a
+note says so. What is constant is found by interval arithmetic (:mod:`.dead.constancy`), what
+matters by following the outputs backwards (:mod:`.dead.liveness`), over every axis at once: a
 channel of a residual stream goes if it is dead in all that reads the stream, a head if its values or its part
 of the output projection are. An axis that is dead altogether keeps one position.
 
@@ -40,6 +40,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from graphprune.passes.operands import set_argument
 from torch import fx
 
 from graphprune.axes.axis import Axis
@@ -50,7 +51,6 @@ from graphprune.plan import make_plan
 from .constancy import Constancy
 from .contractions import bias_of
 from .liveness import Findings, Liveness, Marks, Share
-from .operands import set_argument
 
 # A note names this many positions, then counts.
 NAMED = 8

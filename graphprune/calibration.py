@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from graphprune.errors import InputError
-from graphprune.graph import Graph
-from graphprune.pipeline import Note
+from .errors import InputError
+from .graph import Graph
+from .notes import Note
 
 Call = tuple[torch.Tensor, ...]
 

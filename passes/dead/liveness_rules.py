@@ -1,4 +1,4 @@
-"""The rules of :mod:`graphprune.passes.liveness`: what an operator's operands owe to the elements that count.
+"""The rules of :mod:`.dead.liveness`: what an operator's operands owe to the elements that count.
 
 A rule gets the analysis, a node some of whose elements count, and the positions supposed to stay; it says
 with ``live.need(operand, elements)`` what counts in turn. An operator without a rule reads everything.
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from graphprune.passes.operands import argument, reads_shape_only
 from torch import fx
 
 from graphprune.axes.typing import aten_operators
@@ -21,7 +22,6 @@ from .constancy_rules import batch_norm_scale, reduced
 from .extents import widened
 from .liveness import Liveness, Marks
 from .movement import is_move, moved, pull
-from .operands import argument, reads_shape_only
 
 aten = torch.ops.aten
 Rule = Callable[[Liveness, fx.Node, Marks], None]

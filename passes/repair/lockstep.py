@@ -11,16 +11,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from graphprune.passes.affine import Refusal
 from torch import fx
 
+from graphprune.calibration import Call
 from graphprune.graph import Graph
+from graphprune.runner import Runner
 
-from .affine import Refusal
-from .repair_calibration import Call
-from .repair_match import Cut, Unit, Units
-from .repair_rows import operands
-from .repair_runner import Runner
-from .repair_units import Record, Refit
+from .match import Cut, Unit, Units
+from .rows import operands
+from .units import Record, Refit
 
 aten = torch.ops.aten
 

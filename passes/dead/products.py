@@ -13,10 +13,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from graphprune.passes.operands import argument
 from torch import fx
 
 from .intervals import Interval
-from .operands import argument
 
 if TYPE_CHECKING:
     from .constancy import Constancy

@@ -5,9 +5,9 @@ layer, in execution order, its weights are replaced by those that bring it neare
 what the *original* gave at that point, from what the *pruned and so far repaired* network feeds it: the
 reconstruction of Luo, Wu and Lin (ThiNet, 2017) and He, Zhang and Sun (2017), with a ridge towards the
 weights at hand. Errors made earlier are in the input, so later layers make up for them, too. Running
-statistics of batch norms follow what they read (:mod:`.repair_statistics`).
+statistics of batch norms follow what they read (:mod:`.statistics`).
 
-Both networks run side by side, operator by operator over all batches (:mod:`.repair_runner`): one forward
+Both networks run side by side, operator by operator over all batches (:mod:`.runner`): one forward
 pass each in all.
 
 >>> import torch, graphprune
@@ -29,16 +29,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from graphprune.calibration import read
 from graphprune.errors import InputError
 from graphprune.graph import Graph
 from graphprune.pipeline import Note
 from graphprune.plan import Plan, keep_masks
 
-from .repair_calibration import read
-from .repair_lockstep import Lockstep
-from .repair_match import Cut, Units
-from .repair_statistics import MODES
-from .repair_units import Options, Record
+from .lockstep import Lockstep
+from .match import Cut, Units
+from .statistics import MODES
+from .units import Options, Record
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def repair(
         pruned: ``original.apply(plan)``, possibly cleaned up since: operators are found by their names.
         plan: what was removed.
         calibration: any iterable of inputs, a tensor, a tuple of positional or a dict of keyword arguments
-            each; no labels. ``None`` for the repair without data, :func:`.repair_data_free.compensate`.
+            each; no labels. ``None`` for the repair without data, :func:`.data_free.compensate`.
         ridge: strength of the pull towards the weights at hand, relative to the mean variance of the input.
         sweeps: rounds over the network; more than one changes only weights used more than once.
         positions: how many output positions of an image, or tokens of a sequence, enter a fit; ``None``
@@ -90,7 +90,7 @@ def repair(
         add_bias: whether an operator without a bias may get one.
         statistics: what becomes of running statistics of batch norms: ``corrected`` by how the moments of
             their input changed, ``replaced`` by those of calibration, or ``kept``; see
-            :mod:`.repair_statistics`.
+            :mod:`.statistics`.
         seed: for the choice of positions.
 
     Raises:
@@ -106,7 +106,7 @@ def repair(
     if original.is_meta or pruned.is_meta:
         raise InputError("repair needs weights with values; these are on the meta device")
     if calibration is None:
-        from .repair_data_free import compensate
+        from .data_free import compensate
 
         records, notes, graph = compensate(original, pruned, plan, add_bias=add_bias)
         return RepairResult(graph, records, notes)

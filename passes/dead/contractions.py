@@ -17,14 +17,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from graphprune.passes.clean_up import is_pure
+from graphprune.passes.commute import describe
+from graphprune.passes.operands import argument, has_argument, uses
 from torch import fx
 
 from graphprune.graph import Graph
 
-from .clean_up import is_pure
-from .commute import describe
 from .intervals import Interval
-from .operands import argument, has_argument, uses
 
 aten = torch.ops.aten
 

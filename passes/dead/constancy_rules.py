@@ -1,6 +1,6 @@
-"""The rules of :mod:`graphprune.passes.constancy`: what bounds an operator gives its result.
+"""The rules of :mod:`.dead.constancy`: what bounds an operator gives its result.
 
-What only moves elements moves bounds (:mod:`graphprune.passes.movement`); pointwise operators have a file of
+What only moves elements moves bounds (:mod:`.dead.movement`); pointwise operators have a file of
 their own. What a normalisation gives is bounded by the number of elements it runs over:
 ``|x - mean| / std <= sqrt(n)``.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from graphprune.passes.operands import argument, has_argument
 from torch import fx
 
 from graphprune.cost import size_hint
@@ -23,7 +24,6 @@ from .contractions import CONTRACTIONS, bias_of
 from .extents import is_float
 from .intervals import Interval
 from .movement import Reduce, is_move, move, moved
-from .operands import argument, has_argument
 from .products import attended, is_distribution, multiplied, summed
 
 aten = torch.ops.aten

@@ -1,4 +1,4 @@
-"""The rules of :mod:`graphprune.passes.constancy` for operators that work element by element.
+"""The rules of :mod:`.dead.constancy` for operators that work element by element.
 
 Functions that never decrease are applied to both bounds as they are. SiLU, GELU, Mish and hard swish fall
 to a minimum a little below 0 and rise from there, so their largest value is at an end. Any other pointwise
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from graphprune.passes.operands import argument
 from torch import fx
 
 from graphprune.axes.typing import aten_operators
@@ -19,7 +20,6 @@ from graphprune.axes.typing import aten_operators
 from .constancy import Constancy
 from .extents import is_float
 from .intervals import Interval
-from .operands import argument
 
 aten = torch.ops.aten
 Rule = Callable[[Constancy, fx.Node], Any]

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from graphprune.passes.affine import Refusal
+from graphprune.passes.commute import describe
+from graphprune.passes.operands import argument, uses
 from torch import fx
 
 from graphprune.axes.terms import Atom, Term, mask
@@ -18,12 +21,9 @@ from graphprune.cost import node_macs
 from graphprune.graph import Graph
 from graphprune.pipeline import Note
 
-from .affine import Refusal
-from .commute import describe
-from .operands import argument, uses
-from .repair_rows import LINEAR, form, operands, parameter
-from .repair_statistics import Recalibrate
-from .repair_units import Options, Refit, takes_bias
+from .rows import LINEAR, form, operands, parameter
+from .statistics import Recalibrate
+from .units import Options, Refit, takes_bias
 
 aten = torch.ops.aten
 
