@@ -26,10 +26,10 @@ import torch
 from torch import fx
 
 from graphprune.graph import Graph
+from graphprune.operands import argument, depends_on_input, set_argument, sizes, uses
 
 from .affine import Affine, Refusal
 from .commute import describe
-from .operands import argument, depends_on_input, set_argument, sizes, uses
 
 aten = torch.ops.aten
 

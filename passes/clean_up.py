@@ -35,9 +35,8 @@ from torch import fx
 
 from graphprune.graph import Graph
 from graphprune.graph_text import operator_name
+from graphprune.operands import argument, same_layout, sizes
 from graphprune.pipeline import Context, Note, Pass, PassResult
-
-from .operands import argument, same_layout, sizes
 
 aten = torch.ops.aten
 

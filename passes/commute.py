@@ -20,9 +20,9 @@ import torch
 from torch import fx
 
 from graphprune.graph_text import operator_name
+from graphprune.operands import argument, has_argument, sizes
 
 from .affine import Affine, Refusal
-from .operands import argument, has_argument, sizes
 
 aten = torch.ops.aten
 

@@ -33,12 +33,12 @@ from torch import fx
 
 from graphprune.graph import Graph
 from graphprune.graph_text import operator_name
+from graphprune.operands import argument, reads_shape_only, sizes, uses
 from graphprune.pipeline import Context, Note, Pass, PassResult
 
 from .absorb import Edit, absorb_before, absorb_behind
 from .affine import Affine, Refusal
 from .commute import carry, describe
-from .operands import argument, reads_shape_only, sizes, uses
 
 aten = torch.ops.aten
 

@@ -20,9 +20,8 @@ from typing import ClassVar
 import torch
 
 from graphprune.graph import Graph
+from graphprune.operands import argument
 from graphprune.pipeline import Context, Note, Pass, PassResult
-
-from .operands import argument
 
 aten = torch.ops.aten
 

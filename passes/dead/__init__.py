@@ -40,11 +40,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from graphprune.passes.operands import set_argument
 from torch import fx
 
 from graphprune.axes.axis import Axis
 from graphprune.graph import Graph
+from graphprune.operands import set_argument
 from graphprune.pipeline import Context, Note, Pass, PassResult
 from graphprune.plan import make_plan
 

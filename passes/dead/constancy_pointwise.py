@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from graphprune.passes.operands import argument
 from torch import fx
 
 from graphprune.axes.typing import aten_operators
+from graphprune.operands import argument
 
 from .constancy import Constancy
 from .extents import is_float

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from graphprune.passes.operands import argument, has_argument
 from torch import fx
 
 from graphprune.cost import size_hint
+from graphprune.operands import argument, has_argument
 
 from .constancy import MAX_WEIGHT, Constancy
 from .constancy_pointwise import RULES, known, rule

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from graphprune.passes.clean_up import is_pure
 from graphprune.passes.commute import describe
-from graphprune.passes.operands import argument, has_argument, uses
 from torch import fx
 
 from graphprune.graph import Graph
+from graphprune.operands import argument, has_argument, uses
 
 from .intervals import Interval
 

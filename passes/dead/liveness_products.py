@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from graphprune.passes.operands import argument
 from torch import fx
+
+from graphprune.operands import argument
 
 from .contractions import CONTRACTIONS, Contraction, bias_of
 from .liveness import Liveness, Marks, fitted

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from graphprune.passes.operands import argument, reads_shape_only
 from torch import fx
 
 from graphprune.axes.typing import aten_operators
+from graphprune.operands import argument, reads_shape_only
 
 from .constancy_pointwise import is_pointwise
 from .constancy_rules import batch_norm_scale, reduced

@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from graphprune.passes.operands import argument
 from torch import fx
 
 from graphprune.axes.typing import aten_operators
 from graphprune.cost import size_hint
+from graphprune.operands import argument
 
 from .extents import Extent, Extents, widened
 

@@ -13,8 +13,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from graphprune.passes.operands import argument
 from torch import fx
+
+from graphprune.operands import argument
 
 from .intervals import Interval
 

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from graphprune.passes.affine import Refusal
 from graphprune.passes.commute import describe
-from graphprune.passes.operands import argument, uses
 from torch import fx
 
 from graphprune.cost import captured_shape, size_hint
 from graphprune.graph import Graph
+from graphprune.operands import argument, uses
 from graphprune.pipeline import Note
 from graphprune.plan import Plan, keep_masks
 

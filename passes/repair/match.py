@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from graphprune.passes.affine import Refusal
 from graphprune.passes.commute import describe
-from graphprune.passes.operands import argument, uses
 from torch import fx
 
 from graphprune.axes.terms import Atom, Term, mask
 from graphprune.cost import node_macs
 from graphprune.graph import Graph
+from graphprune.operands import argument, uses
 from graphprune.pipeline import Note
 
 from .rows import LINEAR, form, operands, parameter

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from graphprune.passes.affine import Refusal
 from graphprune.passes.commute import describe
-from graphprune.passes.operands import argument, depends_on_input, has_argument
 from torch import fx
 from torch.nn import functional as F
 
 from graphprune.graph import Graph
+from graphprune.operands import argument, depends_on_input, has_argument
 
 aten = torch.ops.aten
 

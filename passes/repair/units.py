@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import torch
 from graphprune.passes.affine import Refusal
-from graphprune.passes.operands import set_argument
 from torch import fx
 
 from graphprune.graph import Graph
+from graphprune.operands import set_argument
 
 from .rows import PRODUCTS, Draw, Form, form
 from .solve import Gram

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from graphprune.passes.operands import argument
 from graphprune.passes.repair import RepairResult, repair
 from graphprune.passes.repair.rows import Draw
 from graphprune.passes.repair.solve import Gram
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 import graphprune
 from graphprune.axes.terms import mask
 from graphprune.graph import Graph
+from graphprune.operands import argument
 from graphprune.pipeline import Pipeline
 from graphprune.plan import Plan, keep_masks
 
