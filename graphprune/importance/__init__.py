@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Union
 
 import torch
 
-from .axes.axis import Axis
-from .errors import InputError, suggestion
+from ..axes.axis import Axis
+from ..errors import InputError, suggestion
 
 if TYPE_CHECKING:
-    from .graph import Graph
+    from ..graph import Graph
 
 Importance = Union[str, Callable[["Graph", Axis], torch.Tensor]]  # noqa: UP007 - needed at run time
 
