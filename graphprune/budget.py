@@ -1,30 +1,44 @@
 """From a budget to a plan: which positions go so that the network costs what was asked, and no less.
 
 Positions of an axis go in steps that keep its widths on the target's alignment, the least important
-first. Every step has one score; scores rise along an axis. With scope ``global`` all steps stand in one
-queue, with ``local`` every axis gives up the same share. Removing the first k steps of the queue costs
-less the larger k is, so the smallest k that meets the budget is found by bisection: about 16
-evaluations of the whole network's cost, however many candidates there are.
+first. Every step has one score; scores rise along an axis (where they would not, steps are taken
+together, as the pool-adjacent-violators algorithm does). With scope ``global`` all steps stand in one
+queue, with ``local`` every axis gives up the same share, with ``isomorphic`` every *kind* of axis does:
+axes that run through parameters of the same operators in the same dimensions are ranked against each
+other alone (Fang et al., *Isomorphic Pruning for Vision Models*, ECCV 2024).
+
+Removing the first k steps of the queue costs less the larger k is, so the smallest k that meets the budget
+is found by bisection: about 16 evaluations of the whole network's cost, however many candidates there are.
+
+Scores that are costs in one unit (importance ``reconstruction``) stand in the ``global`` queue divided by
+what the step saves. What it saves depends on the other axes, as MACs are a polynomial of all sizes: it is
+taken at the sizes of the last solution, a few times over, and the plan with the lowest sum is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from math import ceil, gcd, lcm
 
 from .axes.axis import Axis
-from .axes.terms import kept_size
+from .axes.terms import Atom, kept_size
 from .errors import InputError
 from .graph import Graph
-from .importance import Importance, scores
+from .importance import Data, Importance, Ranking, additive, rank
 from .plan import CostModel, Plan, make_plan
 
 # Budget → what :class:`~graphprune.plan.CostModel` calls it.
 RESOURCES = {"macs": "macs", "params": "parameters", "bytes": "bytes"}
-SCOPES = ("global", "local")
+SCOPES = ("global", "local", "isomorphic")
 SMALLEST_STEP = 4  # a convolution whose width is no multiple of 4 is slower than the wider one
+PRICINGS = 5
+
+Share = float | Mapping[str, float]
+"""A share of an axis's positions (a float up to 1.0) or a number of them; or that by name or glob."""
 
 
 @dataclass(frozen=True)
@@ -32,33 +46,100 @@ class Limits:
     """What may go, and in which steps.
 
     Attributes:
-        minimum: share of its positions that every axis keeps, 0 to 1.
+        minimum: what every axis keeps at least: a share of its positions (a float up to 1.0) or a number, or
+            a mapping from names or globs to that, the first match counts.
+        maximum: what an axis may keep at most, in the same way; the rest goes before anything else.
         channel_alignment: convolution widths stay multiples of this (or as they are).
         linear_alignment: the same for linear layers.
         ignored: axes, parameters or modules that keep every position, by name or glob.
+        only: if given, axes, parameters or modules that alone may lose positions, by name or glob.
         statistical: prune axes that a statistic runs over, too.
     """
 
-    minimum: float = 0.1
+    minimum: Share = 0.1
+    maximum: Share = 1.0
     channel_alignment: int = 1
     linear_alignment: int = 1
     ignored: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     statistical: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.minimum <= 1:
-            raise InputError(f"minimum is a share of an axis's positions, 0 to 1, not {self.minimum}")
+        for what in ("minimum", "maximum"):
+            for value in _values(getattr(self, what)):
+                if isinstance(value, bool) or value < 0 or (value > 1 and value != int(value)):
+                    raise InputError(
+                        f"{what} is a share of an axis's positions, 0.0 to 1.0, or a number, not {value}"
+                    )
         if self.channel_alignment < 1 or self.linear_alignment < 1:
             raise InputError("alignments are position counts, at least 1")
 
 
 @dataclass(frozen=True)
 class Step:
-    """Positions of one axis that go together; ``score`` is the mean importance of them."""
+    """Positions of one axis that go together.
+
+    Attributes:
+        axis: its name.
+        positions: which go.
+        cost: the sum of their scores.
+        gone: how many of the axis's positions are gone after it.
+        forced: whether the axis's maximum asks for it.
+    """
 
     axis: str
     positions: tuple[int, ...]
-    score: float
+    cost: float
+    gone: int
+    forced: bool = False
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Steps in the order in which they are taken, and what the network costs after each.
+
+    Attributes:
+        forced: how many steps at the front are taken in any case.
+    """
+
+    graph: Graph
+    steps: tuple[Step, ...]
+    model: CostModel = field(repr=False)
+    forced: int = 0
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def sizes(self, count: int) -> dict[Atom, int]:
+        """The sizes of axes after the first ``count`` steps."""
+        gone: dict[str, int] = {}
+        for step in self.steps[:count]:
+            gone[step.axis] = step.gone
+        axes = self.graph.axes
+        return {axes[name].atom: axes[name].size - lost for name, lost in gone.items()}
+
+    def totals(self, count: int) -> dict[str, int]:
+        """``{"macs", "parameters", "bytes"}`` after the first ``count`` steps."""
+        return self.model.totals(self.sizes(count))
+
+    def cost(self, count: int) -> float:
+        """The sum of the scores of what goes in the first ``count`` steps."""
+        return sum(step.cost for step in self.steps[:count])
+
+    def plan(self, count: int) -> Plan:
+        """The plan that takes the first ``count`` steps."""
+        removed: dict[str | Axis, list[int]] = {}
+        for step in self.steps[:count]:
+            removed.setdefault(step.axis, []).extend(step.positions)
+        return make_plan(self.graph, removed)
+
+    def first(self, holds: Callable[[int], bool]) -> int:
+        """The smallest count, not below ``forced``, for which ``holds``; it is to hold of all above it."""
+        low, high = self.forced, len(self.steps)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle + 1, high)
+        return low
 
 
 def solve(
@@ -69,44 +150,33 @@ def solve(
     scope: str = "global",
     limits: Limits | None = None,
     seed: int = 0,
+    data: Data | None = None,
 ) -> Plan:
     """The plan that removes the fewest steps, in the queue's order, and meets every budget.
 
     Args:
         budgets: ``macs``, ``params`` or ``bytes`` → a fraction of what the network has now (a float
             up to 1), or an absolute number.
-        importance: see :func:`graphprune.importance.scores`.
-        scope: ``global`` or ``local``; see the module docstring.
+        importance: see :mod:`graphprune.importance`.
+        scope: ``global``, ``local`` or ``isomorphic``; see the module docstring.
         limits: what may go, and in which steps.
         seed: for random importance.
+        data: calibration inputs, for the importances that look at them.
 
     Raises:
         InputError: a budget is out of range, cannot be reached (the closest is named), an ignored
             name matches nothing, or the importance does not fit.
     """
-    limits = limits or Limits()
-    if scope not in SCOPES:
-        raise InputError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
-    model = CostModel(graph)
-    now = model.totals({})
-    wanted = {name: _absolute(name, value, now) for name, value in budgets.items()}
-    if not wanted:
-        raise InputError(f"give a budget: one of {', '.join(RESOURCES)}")
-    axes = _candidates(graph, limits)
-    queue = _queue(graph, axes, importance, scope, limits, seed)
+    candidates = Candidates.of(graph, importance, scope=scope, limits=limits, seed=seed, data=data)
+    wanted = absolute(graph, budgets)
 
-    def totals(count: int) -> dict[str, int]:
-        sizes = {axis.atom: axis.size for axis in axes}
-        for step in queue[:count]:
-            sizes[graph.axes[step.axis].atom] -= len(step.positions)
-        return model.totals(sizes)
-
-    def met(count: int) -> bool:
-        found = totals(count)
+    def met(queue: Queue, count: int) -> bool:
+        found = queue.totals(count)
         return all(found[RESOURCES[name]] <= limit for name, limit in wanted.items())
 
-    if not met(len(queue)):
-        closest = totals(len(queue))
+    queue = candidates.queue({}, wanted)
+    if not met(queue, len(queue)):
+        closest, now = queue.totals(len(queue)), queue.totals(0)
         reach = ", ".join(
             f"{name} {closest[key]:,} ({closest[key] / now[key]:.3f} of now) for {limit:,.0f} asked"
             for name, limit in wanted.items()
@@ -116,16 +186,27 @@ def solve(
             f"the budget cannot be reached; the closest is {reach}. "
             "Lower `minimum`, allow statistical axes, or ask for less"
         )
-    return _plan(graph, queue[: _first(met, len(queue))])
+    best: tuple[float, Queue, int] | None = None
+    for _ in range(PRICINGS if candidates.priced else 1):
+        count = queue.first(partial(met, queue))
+        cost = queue.cost(count)
+        if best is None or cost < best[0]:
+            best = cost, queue, count
+        queue = candidates.queue(queue.sizes(count), wanted)
+    assert best is not None
+    return best[1].plan(best[2])
 
 
-def _first(holds: Callable[[int], bool], highest: int) -> int:
-    """The smallest count for which ``holds``, which is true of ``highest`` and of everything above it."""
-    low, high = 0, highest
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return low
+def absolute(graph: Graph, budgets: Mapping[str, float]) -> dict[str, float]:
+    """Budgets as absolute numbers.
+
+    Raises:
+        InputError: there is none, one is unknown, not positive, or more than the network has.
+    """
+    if not budgets:
+        raise InputError(f"give a budget: one of {', '.join(RESOURCES)}")
+    now = CostModel(graph).totals({})
+    return {name: _absolute(name, value, now) for name, value in budgets.items()}
 
 
 def _absolute(name: str, value: float, now: Mapping[str, int]) -> float:
@@ -140,14 +221,123 @@ def _absolute(name: str, value: float, now: Mapping[str, int]) -> float:
     return float(value)
 
 
-def _candidates(graph: Graph, limits: Limits) -> list[Axis]:
+@dataclass(frozen=True)
+class Candidates:
+    """Everything that may go, each axis's steps in order, before they stand in one queue.
+
+    Attributes:
+        steps: axis name → its steps, those that are to go together merged.
+        kinds: axis name → what it is compared with under scope ``isomorphic``.
+        priced: whether scores are divided by what a step saves.
+    """
+
+    graph: Graph
+    steps: Mapping[str, Sequence[Step]]
+    kinds: Mapping[str, Hashable]
+    scope: str
+    priced: bool
+    model: CostModel = field(repr=False)
+
+    @staticmethod
+    def of(
+        graph: Graph,
+        importance: Importance = "l2",
+        *,
+        scope: str = "global",
+        limits: Limits | None = None,
+        seed: int = 0,
+        data: Data | None = None,
+    ) -> Candidates:
+        """Rank every axis; arguments and errors as of :func:`solve`."""
+        limits = limits or Limits()
+        if scope not in SCOPES:
+            raise InputError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
+        axes = _allowed(graph, limits)
+        ranked = rank(graph, axes, importance, seed, data)
+        steps = {axis.name: _steps(graph, axis, ranked[axis.name], limits) for axis in axes}
+        kinds = {axis.name: _kind(graph, axis) for axis in axes} if scope == "isomorphic" else {}
+        priced = scope == "global" and additive(importance)
+        return Candidates(graph, steps, kinds, scope, priced, CostModel(graph))
+
+    def queue(self, sizes: Mapping[Atom, int], wanted: Mapping[str, float]) -> Queue:
+        """All steps in one order.
+
+        Args:
+            sizes: of axes, where the scores are divided by what a step saves there.
+            wanted: absolute budgets, whose shares a step saves.
+        """
+        entries: list[tuple[bool, float, int, int, Step]] = []
+        for number, (name, steps) in enumerate(self.steps.items()):
+            axis = self.graph.axes[name]
+            price = self._price(axis, sizes, wanted) if self.priced else 1.0
+            for index, (step, mean) in enumerate(zip(steps, _pooled(steps), strict=True)):
+                # Local: the share that is gone after this step decides, so that all axes shrink alike.
+                key = step.gone / axis.size if self.scope == "local" else mean / price
+                entries.append((not step.forced, key, index, number, step))
+        if self.scope == "isomorphic":
+            entries = self._shares(entries)
+        entries.sort(key=lambda entry: entry[:4])
+        forced = sum(not entry[0] for entry in entries)
+        return Queue(self.graph, tuple(entry[4] for entry in entries), self.model, forced)
+
+    def _price(self, axis: Axis, sizes: Mapping[Atom, int], wanted: Mapping[str, float]) -> float:
+        """The share of the budgets that one position takes up at the given sizes."""
+        saved, now = self.model.marginal(axis.atom, sizes), self.model.totals({})
+        share = sum(saved[RESOURCES[name]] / max(1, now[RESOURCES[name]]) for name in wanted)
+        return max(share, 1e-15)
+
+    def _shares(
+        self, entries: Iterable[tuple[bool, float, int, int, Step]]
+    ) -> list[tuple[bool, float, int, int, Step]]:
+        """The same steps with the share that is gone of their kind of axis as the key."""
+        total: Counter[Hashable] = Counter()
+        for name, kind in self.kinds.items():
+            total[kind] += self.graph.axes[name].size
+        gone: Counter[Hashable] = Counter()
+        found = []
+        for forced, _, index, number, step in sorted(entries, key=lambda entry: entry[:4]):
+            kind = self.kinds[step.axis]
+            gone[kind] += len(step.positions)
+            found.append((forced, gone[kind] / total[kind], index, number, step))
+        return found
+
+
+def _pooled(steps: Sequence[Step]) -> list[float]:
+    """Scores a position, made to rise along an axis: neighbours in the wrong order share their mean."""
+    blocks: list[list[float]] = []  # sum of scores, positions, steps
+    for step in steps:
+        blocks.append([step.cost, len(step.positions), 1])
+        while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] >= blocks[-1][0] * blocks[-2][1]:
+            last = blocks.pop()
+            blocks[-1] = [a + b for a, b in zip(blocks[-1], last, strict=True)]
+    return [cost / count for cost, count, number in blocks for _ in range(int(number))]
+
+
+def _kind(graph: Graph, axis: Axis) -> Hashable:
+    """What an axis runs through: operators and the dimensions of their parameters, whatever the sizes."""
+    places = Counter[Hashable]()
+    for member in axis.members:
+        whole = member.placement.startswith("[") and member.placement.endswith("]")
+        for node in graph.readers(member.tensor):
+            places[str(node.target), graph.tensors[member.tensor].dim(), member.dim, whole] += 1
+    # How many layers share a residual stream is not what kind of axis it is.
+    return frozenset(places)
+
+
+def _allowed(graph: Graph, limits: Limits) -> list[Axis]:
     axes = [a for a in graph.axes.prunable if a.kind == "exact" or limits.statistical]
-    for pattern in limits.ignored:
-        kept = [a for a in axes if not _matches(a, pattern)]
-        known = any(_matches(a, pattern) for a in graph.axes.values())
-        if not known:
-            raise InputError(f"ignored name {pattern!r} matches no axis, parameter or module")
-        axes = kept
+    for what in ("ignored", "only"):
+        for pattern in getattr(limits, what):
+            if not any(_matches(a, pattern) for a in graph.axes.values()):
+                raise InputError(f"{what} name {pattern!r} matches no axis, parameter or module")
+    for what in ("minimum", "maximum"):
+        value = getattr(limits, what)
+        for pattern in value if isinstance(value, Mapping) else ():
+            if not any(_matches(a, pattern) for a in graph.axes.values()):
+                raise InputError(f"{what} name {pattern!r} matches no axis, parameter or module")
+    axes = [a for a in axes if not any(_matches(a, pattern) for pattern in limits.ignored)]
+    if limits.only:
+        axes = [a for a in axes if any(_matches(a, pattern) for pattern in limits.only)]
     return axes
 
 
@@ -157,34 +347,38 @@ def _matches(axis: Axis, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in names | modules)
 
 
-def _queue(
-    graph: Graph, axes: Sequence[Axis], importance: Importance, scope: str, limits: Limits, seed: int
-) -> list[Step]:
-    ranked = scores(graph, axes, importance, seed)
-    steps: list[tuple[float, int, int, Step]] = []
-    for number, axis in enumerate(axes):
-        order = ranked[axis.name].argsort(stable=True)
-        gone, key = 0, float("-inf")
-        for index, keep in enumerate(_widths(graph, axis, limits)):
-            chunk = order[gone : axis.size - keep]
-            gone = axis.size - keep
-            score = float(ranked[axis.name][chunk].mean())
-            # Local: the share that is gone after this step decides, so that all axes shrink alike. The
-            # maximum keeps an axis's steps in order where rounding would turn equal means round.
-            key = max(key, score if scope == "global" else gone / axis.size)
-            steps.append((key, index, number, Step(axis.name, tuple(chunk.tolist()), score)))
-    return [entry[3] for entry in sorted(steps, key=lambda entry: entry[:3])]
+def _values(share: Share) -> Iterable[float]:
+    return share.values() if isinstance(share, Mapping) else (share,)
 
 
-def _widths(graph: Graph, axis: Axis, limits: Limits) -> list[int]:
-    """The sizes an axis may shrink to, descending: multiples of its step, down to its minimum."""
-    step = _step(graph, axis, limits)
-    lowest = max(1, ceil(axis.size * limits.minimum))
+def _count(axis: Axis, share: Share, default: float) -> int:
+    """How many positions a limit means for an axis."""
+    if isinstance(share, Mapping):
+        share = next((value for pattern, value in share.items() if _matches(axis, pattern)), default)
+    if isinstance(share, float) and share <= 1:
+        return ceil(axis.size * share - 1e-9)
+    return int(share)
+
+
+def _steps(graph: Graph, axis: Axis, ranking: Ranking, limits: Limits) -> list[Step]:
+    """An axis's positions in steps: its sizes stay multiples of its alignment, not below its minimum."""
+    step = _alignment(graph, axis, limits)
+    lowest = max(1, _count(axis, limits.minimum, 0.0))
+    highest = _count(axis, limits.maximum, 1.0)
     first = (axis.size - 1) // step * step
-    return [width for width in range(first, 0, -step) if width >= lowest]
+    steps, gone = [], 0
+    for width in range(first, 0, -step):
+        if width < lowest:
+            break
+        chunk = slice(gone, axis.size - width)
+        # The size before this step is still above the maximum.
+        forced = axis.size - gone > highest
+        gone = axis.size - width
+        steps.append(Step(axis.name, ranking.order[chunk], sum(ranking.costs[chunk]), gone, forced))
+    return steps
 
 
-def _step(graph: Graph, axis: Axis, limits: Limits) -> int:
+def _alignment(graph: Graph, axis: Axis, limits: Limits) -> int:
     """How many positions go at a time, so that every dimension the axis stands in stays aligned."""
     step = 1
     for member in axis.members:
@@ -198,10 +392,3 @@ def _step(graph: Graph, axis: Axis, limits: Limits) -> int:
     while step > SMALLEST_STEP and axis.size < 2 * step:
         step //= 2
     return step
-
-
-def _plan(graph: Graph, chosen: Sequence[Step]) -> Plan:
-    removed: dict[str | Axis, list[int]] = {}
-    for step in chosen:
-        removed.setdefault(step.axis, []).extend(step.positions)
-    return make_plan(graph, removed)

@@ -269,6 +269,17 @@ class CostModel:
         then = self._evaluate(nodes, tensors, {atom: size})
         return (now[0] - then[0], now[1] - then[1], now[2] - then[2])
 
+    def marginal(self, atom: Atom, sizes: Mapping[Atom, int]) -> dict[str, int]:
+        """MACs, parameters and bytes of one position of an atom, when each has ``sizes[atom]``."""
+        nodes, tensors = self._by_atom.get(atom, ([], []))
+        size = sizes.get(atom, atom.size)
+        more, less = (size, size - 1) if size > 1 else (size + 1, size)
+        high = self._evaluate(nodes, tensors, {**sizes, atom: more})
+        low = self._evaluate(nodes, tensors, {**sizes, atom: less})
+        return dict(
+            zip(("macs", "parameters", "bytes"), (h - w for h, w in zip(high, low, strict=True)), strict=True)
+        )
+
     def _evaluate(self, nodes: Any, tensors: Any, sizes: Mapping[Atom, int]) -> tuple[int, int, int]:
         # One dimension stands in many places (a weight, its bias, what goes in and out): count it once.
         known: dict[Term, int] = {}

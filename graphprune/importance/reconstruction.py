@@ -1,0 +1,238 @@
+r"""Second-order importance: what removing a position costs after the best repair.
+
+An operator ``z = W x`` that loses input channels ``P`` can make up for them with the channels that stay. With
+``H = E[x x']`` (means taken off: a bias takes them in) the least error that is left is
+
+    tr(B_P' [(H^-1)_PP]^-1 B_P),            B = W' G^(1/2)
+
+(Hassibi and Stork, *Optimal Brain Surgeon*, 1993, eq. 5, for a block of weights and every output at once, as
+Frantar and Alistarh, *Optimal Brain Compression*, 2022, and Kurtic et al., *ZipLM*, 2023). ``G = E[g g']`` is
+the second moment of the output's gradient at ``z`` (Martens and Grosse, *K-FAC*, 2015), which turns an
+error of ``z`` into one of the network's output: the costs of different layers are in one unit, the squared
+change of the output relative to the output, and can be added.
+
+Positions go greedily, cheapest first, and ``H^-1`` and ``B`` follow each removal: of two channels that say
+the same one is free, the second is not. An axis that several operators read costs the sum of what it costs
+in each. Kernel taps count as outputs of their own, so that the matrices are as wide as the axis, whatever
+the kernel. An axis that nothing reads linearly (the width of queries and keys) costs the squared first-order
+change of the output when its positions are zeroed, one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from ..axes.axis import Axis
+from ..axes.terms import Atom, placements
+from .probe import gradients
+from .ranking import Ranking
+from .readers import Linear, linears
+
+if TYPE_CHECKING:
+    from ..graph import Graph
+
+RIDGE = 1e-3  # of the mean variance, as repair takes by default
+ROUNDS = 128  # an axis is taken apart in at most so many rounds
+
+
+def rankings(
+    graph: Graph,
+    axes: Sequence[Axis],
+    calls: Sequence[Sequence[torch.Tensor]],
+    *,
+    probes: int = 1,
+    seed: int = 0,
+) -> dict[str, Ranking]:
+    """Axis name → the order in which its positions go and what each costs.
+
+    Args:
+        graph: the network.
+        axes: prunable axes.
+        calls: flat inputs of each call.
+        probes: random projections of the output, a call.
+        seed: of the projections.
+    """
+    moments = {linear.node: Moments(linear) for linear in linears(graph)}
+    mixed: dict[Atom, list[Moments]] = {}
+    zeroed: dict[Atom, Zeroed] = {}
+    for axis in axes:
+        readers = [m for m in moments.values() if m.linear.mixes(axis.atom)]
+        if readers:
+            mixed[axis.atom] = readers
+        else:
+            zeroed[axis.atom] = Zeroed.of(graph, axis, list(moments.values()))
+    extra = [node for sums in zeroed.values() for node in sums.nodes if node not in moments]
+    nodes = list(dict.fromkeys([*moments, *extra]))
+
+    def look(node: fx.Node, args: Sequence[Any], value: Any) -> None:
+        if node in moments:
+            moments[node].read(args[moments[node].linear.operand])
+
+    samples = 0
+    for found in gradients(graph, calls, nodes, look=look, probes=probes, seed=seed):
+        samples += 1
+        at = dict(zip(nodes, found, strict=True))
+        for node, entry in moments.items():
+            entry.differentiated(at[node][1])
+        for sums in zeroed.values():
+            sums.add(at)
+    return {
+        axis.name: _eliminated(axis, mixed[axis.atom])
+        if axis.atom in mixed
+        else Ranking.of(zeroed[axis.atom].scores(samples))
+        for axis in axes
+    }
+
+
+class Moments:
+    """``sum x x'`` of an operator's input and ``mean g g'`` of the gradient at its output, in float64."""
+
+    def __init__(self, linear: Linear):
+        self.linear = linear
+        self._xx: torch.Tensor | None = None
+        self._gg: torch.Tensor | None = None
+        self._x: torch.Tensor
+        self._rows = self._gradients = self._calls = 0
+
+    def read(self, value: torch.Tensor) -> None:
+        """Take in what the operator reads."""
+        x = self.linear.rows(value).double()
+        if self._xx is None:
+            self._xx, self._x = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1])
+        self._xx.addmm_(x.T, x)
+        self._x += x.sum(0)
+        self._rows += len(x)
+        self._calls += 1
+
+    def differentiated(self, gradient: torch.Tensor) -> None:
+        """Take in the gradient at the operator's output."""
+        g = self.linear.rows(gradient).double()
+        if self._gg is None:
+            self._gg = g.new_zeros(g.shape[1], g.shape[1])
+        self._gg.addmm_(g.T, g)
+        self._gradients += len(g)
+
+    def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``H^-1`` of one call's rows together and ``B B'``, both ``[inputs, inputs]``."""
+        assert self._xx is not None
+        assert self._gg is not None
+        mean = self._x / self._rows
+        covariance = (self._xx - self._rows * torch.outer(mean, mean)) / self._calls
+        gg = self._gg / self._gradients
+        groups, (outs, ins, _) = self.linear.groups, (blocks := self.linear.blocks()).shape[1:]
+        weighted = torch.zeros_like(covariance)
+        inside = torch.zeros_like(covariance, dtype=torch.bool)
+        for group, block in enumerate(blocks):
+            rows, columns = slice(group * outs, (group + 1) * outs), slice(group * ins, (group + 1) * ins)
+            weighted[columns, columns] = torch.einsum("oit,op,pjt->ij", block, gg[rows, rows], block)
+            inside[columns, columns] = True
+        if groups > 1:
+            covariance = covariance * inside
+        ridge = RIDGE * covariance.diagonal().mean().clamp_min(1e-30)
+        covariance.diagonal().add_(ridge)
+        return torch.linalg.inv(covariance), weighted
+
+
+def _eliminated(axis: Axis, readers: Sequence[Moments]) -> Ranking:
+    """All positions, greedily."""
+    size = axis.size
+    parts = []
+    for reader in readers:
+        columns = torch.from_numpy(np.stack(reader.linear.columns(axis.atom)))  # [size, each]
+        parts.append((*reader.matrices(), columns))
+    left = torch.ones(size, dtype=torch.bool)
+    order: list[int] = []
+    costs: list[float] = []
+    step = -(-size // ROUNDS)
+    while len(order) < size:
+        each = torch.zeros(size, dtype=torch.float64)
+        for inverse, weighted, columns in parts:
+            each += _cost(inverse, weighted, columns)
+        each[~left] = torch.inf
+        chosen = each.argsort(stable=True)[: min(step, size - len(order))]
+        left[chosen] = False
+        order += chosen.tolist()
+        joint = sum(
+            _remove(inverse, weighted, columns[chosen].flatten()) for inverse, weighted, columns in parts
+        )
+        costs += [max(0.0, float(joint)) / len(chosen)] * len(chosen)
+    return Ranking(tuple(order), tuple(costs))
+
+
+def _cost(inverse: torch.Tensor, weighted: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """What removing each position alone costs, ``[size]``."""
+    if columns.shape[1] == 1:
+        at = columns[:, 0]
+        return weighted[at, at] / inverse[at, at].clamp_min(1e-300)
+    rows, across = columns.unsqueeze(2), columns.unsqueeze(1)
+    scale = torch.linalg.pinv(inverse[rows, across], hermitian=True)
+    return (weighted[rows, across] * scale).sum((1, 2))
+
+
+def _remove(inverse: torch.Tensor, weighted: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
+    """Take columns out of both matrices in place; the cost of all of them together."""
+    scale = torch.linalg.pinv(inverse[gone][:, gone], hermitian=True)
+    within = weighted[gone][:, gone].clone()
+    moved = inverse[:, gone] @ scale  # [inputs, gone]
+    inverse -= moved @ inverse[gone]
+    across = moved @ weighted[gone]
+    weighted -= across + across.T - moved @ within @ moved.T
+    # What is gone is exactly zero, up to rounding; keep later pivots clear of it.
+    inverse[gone] = inverse[:, gone] = 0
+    weighted[gone] = weighted[:, gone] = 0
+    return (within * scale).sum()
+
+
+class Zeroed:
+    """The squared first-order change of the output when one position is zeroed, summed over samples."""
+
+    def __init__(self, axis: Axis, places: Sequence[tuple[fx.Node, int, torch.Tensor]], batched: bool):
+        self._axis, self._places, self._batched = axis, places, batched
+        self._sums = torch.zeros(axis.size, dtype=torch.float64)
+
+    @staticmethod
+    def of(graph: Graph, axis: Axis, moments: Sequence[Moments]) -> Zeroed:
+        """At what gives the axis: linear operators, or a parameter where there are none."""
+        made = [m.linear for m in moments if any(axis.atom is a for a, _ in m.linear.outputs)]
+        if made:
+            return Zeroed(
+                axis, [(m.node, m.channels, _owner(m.outputs, axis.atom)) for m in made], batched=True
+            )
+        member = axis.members[0]
+        node = next(iter(graph.fx.find_nodes(op="get_attr", target=member.tensor)))
+        term = graph.typing.tensors[member.tensor][member.dim]
+        return Zeroed(axis, [(node, member.dim, _owner(placements(term), axis.atom))], batched=False)
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """Where values and gradients are needed."""
+        return [node for node, _, _ in self._places]
+
+    def add(self, at: dict[fx.Node, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Take in one call."""
+        for node, dim, owner in self._places:
+            value, gradient = at[node]
+            effect = (value.detach() * gradient).double().movedim(dim, -1)
+            effect = effect.flatten(1, -2).sum(1) if self._batched and effect.dim() > 2 else effect
+            effect = effect if self._batched else effect.flatten(0, -2).sum(0, keepdim=True)
+            known = owner >= 0
+            sums = effect.new_zeros(len(effect), self._axis.size)
+            sums.index_add_(1, owner[known], effect[:, known])
+            self._sums += sums.square().sum(0) / len(self._places)
+
+    def scores(self, calls: int) -> torch.Tensor:
+        """``[size]``, for one call's samples together."""
+        return self._sums / max(1, calls)
+
+
+def _owner(places: Sequence[tuple[Atom, np.ndarray]], atom: Atom) -> torch.Tensor:
+    owner = np.full(len(places[0][1]), -1)
+    for other, index in places:
+        if other is atom:
+            owner = np.where(index >= 0, index, owner)
+    return torch.from_numpy(owner)
