@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .axes.typing import Typing
     from .plan import Plan
     from .provenance import Provenance
+    from .removal import Removal
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -74,6 +75,7 @@ class Graph:
         notes: what capture wants the reader of a report to know.
         bodies: sub-graphs that control-flow operators call, by name; their tensors come in as operands.
         provenance: what the network was before positions were removed; ``None`` while none were.
+        removal: the network before and the plan, what a repair needs; ``None`` while nothing was removed.
     """
 
     fx: torch_fx.Graph
@@ -85,6 +87,7 @@ class Graph:
     notes: tuple[str, ...] = ()
     bodies: dict[str, torch_fx.GraphModule] = field(default_factory=dict)
     provenance: Provenance | None = field(default=None, repr=False, compare=False)
+    removal: Removal | None = field(default=None, repr=False, compare=False)
     _module: Any = field(default=None, repr=False, compare=False)
     _typing: Any = field(default=None, repr=False, compare=False)
     _axes: Any = field(default=None, repr=False, compare=False)

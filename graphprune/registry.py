@@ -76,6 +76,7 @@ passes = Registry(
         "prune-channels": "graphprune.passes.prune_channels:PruneChannels",
         "remove-dead-channels": "graphprune.passes.dead:RemoveDeadChannels",
         "remove-dropout": "graphprune.passes.remove_dropout:RemoveDropout",
+        "repair": "graphprune.passes.repair:Repair",
     },
 )
 

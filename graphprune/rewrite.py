@@ -18,7 +18,8 @@ from .axes.typing import Dims
 from .errors import AxisError, VerificationError
 from .graph import Graph
 from .plan import Plan, keep_masks, make_plan
-from .provenance import Provenance
+from .provenance import Provenance, result_shapes
+from .removal import Removal
 
 
 def apply_plan(graph: Graph, plan: Plan) -> Graph:
@@ -40,7 +41,68 @@ def apply_plan(graph: Graph, plan: Plan) -> Graph:
         note = "; ".join(getattr(error, "__notes__", []))
         raise VerificationError(f"the plan leaves shapes that do not fit: {first} {note}") from error
     _same_outputs(graph, small)
+    small.removal = removal_of(graph, plan, small)
     return small
+
+
+def removal_of(graph: Graph, plan: Plan, small: Graph) -> Removal:
+    """What ``small``, which is ``graph`` without the plan's positions, has lost in all.
+
+    An earlier removal goes on, unless weights were changed since (trained, say) by anything but a repair, or
+    the rewritten network's axes are not those of the first: then this one starts with ``graph``, and says why.
+    """
+    earlier = graph.removal
+    if earlier is None:
+        return Removal.of(graph, plan)
+    changed = _changed_since(earlier, graph)
+    if changed:
+        why = f"{changed!r} was changed after the removal before, so the target is the network at that point"
+        return Removal.of(graph, plan, why)
+    try:
+        whole = compose(earlier.original, earlier.plan, plan, graph)
+        _same_shapes(earlier.original, whole, small)
+    except AxisError as error:
+        return Removal.of(graph, plan, f"the removal before this one cannot be composed with it: {error}")
+    fitted = {name: small.tensors[name].detach() for name in earlier.refitted if name in small.tensors}
+    return Removal(earlier.original, whole, fitted, earlier.restarted)
+
+
+def _changed_since(removal: Removal, graph: Graph) -> str | None:
+    """A tensor that is neither the original's, cut by the plan, nor what a repair made of it."""
+    if graph.is_meta:
+        return None
+    original = removal.original
+    masks = keep_masks(original, removal.plan)
+    for name, value in graph.tensors.items():
+        known = removal.refitted.get(name)
+        if known is None and name in original.tensors:
+            known = _slice(original.tensors[name], original.typing.tensors[name], masks)
+        if known is not None and known is not value and not same_tensor(known, value):
+            return name
+    return None
+
+
+def same_tensor(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors hold the same values in the same dtype, on one device."""
+    return (
+        left.dtype == right.dtype
+        and left.device == right.device
+        and torch.equal(left.detach(), right.detach())
+    )
+
+
+def _same_shapes(original: Graph, plan: Plan, small: Graph) -> None:
+    """Raise :class:`AxisError` unless the plan leaves of every operator what ``small`` has of it."""
+    sizes = {atom: int(keep.sum()) for atom, keep in keep_masks(original, plan).items()}
+    nodes = {node.name: node for node in small.fx.nodes if node.op == "call_function"}
+    for node in original.fx.nodes:
+        other = nodes.get(node.name)
+        if other is None or other.target is not node.target or not isinstance(node.meta["val"], torch.Tensor):
+            continue
+        wanted = [kept_size(term, sizes) for term in original.typing.dims[node]]  # type: ignore[union-attr]
+        (found,) = result_shapes(other.meta["val"])
+        if any(isinstance(f, int) and f != w for w, f in zip(wanted, found, strict=True)):
+            raise AxisError(f"{node.name!r} would have shape {wanted}, and has {list(found)}")
 
 
 def shrink(graph: Graph, masks: Mapping[Atom, np.ndarray]) -> Graph:
@@ -126,15 +188,21 @@ def _same_outputs(before: Graph, after: Graph) -> None:
             )
 
 
-def compose(graph: Graph, first: Plan, second: Plan) -> Plan:
+def compose(graph: Graph, first: Plan, second: Plan, small: Graph | None = None) -> Plan:
     """The one plan that does what ``first`` on ``graph`` and then ``second`` on the result do.
+
+    Args:
+        graph: the network before both.
+        first: a plan for it.
+        second: a plan for what the first leaves.
+        small: that, if it is at hand; it may have been rewritten since.
 
     Raises:
         AxisError: a plan does not belong, or the second one cuts an axis of the smaller network
             where the original has no axis.
     """
     masks = keep_masks(graph, first)
-    small = apply_plan(graph, first)
+    small = apply_plan(graph, first) if small is None else small
     removed: dict[str, set[int]] = {name: set(p) for name, p in first.removed.items()}
     later = keep_masks(small, second)
     survivors: list[tuple[str, int, np.ndarray]] = []
@@ -143,6 +211,8 @@ def compose(graph: Graph, first: Plan, second: Plan) -> Plan:
             continue
         for dim, term in enumerate(graph.typing.tensors[name]):
             stays = np.flatnonzero(mask(term, masks))
+            if small.tensors[name].dim() <= dim or small.tensors[name].shape[dim] != len(stays):
+                raise AxisError(f"dimension {dim} of {name!r} is not what the first plan leaves of it")
             survives = np.zeros(term.size, bool)
             survives[stays[mask(small.typing.tensors[name][dim], later)]] = True
             survivors.append((name, dim, survives))

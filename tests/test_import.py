@@ -30,7 +30,8 @@ LAYERS = {
     "base": ("errors", "notes", "target", "signature", "structure", "atomic"),
     "capture": (
         "graph", "graph_text", "batch", "functionalize", "module", "training", "inputs", "declared_inputs",
-        "capture", "original", "cost", "provenance", "calibration", "runner", "operands",
+        "capture", "original", "cost", "provenance", "removal", "calibration",
+        "runner", "operands",
     ),
     "type": ("axes", "dependency", "drawing"),
     "plan": ("importance", "plan", "budget"),

@@ -27,18 +27,54 @@ True
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 from graphprune.calibration import read
 from graphprune.errors import InputError
 from graphprune.graph import Graph
-from graphprune.pipeline import Note
+from graphprune.pipeline import Context, Note, Pass, PassResult
 from graphprune.plan import Plan, keep_masks
+from graphprune.removal import Removal
 
 from .lockstep import Lockstep
 from .match import Cut, Units
 from .statistics import MODES
 from .units import Options, Record
+
+
+@dataclass(frozen=True)
+class Repair(Pass):
+    """Repair what the passes before removed, on the calibration inputs of the context, or without any.
+
+    Attributes are those of :func:`repair`; the seed is the context's.
+    """
+
+    name: ClassVar[str] = "repair"
+    exact: ClassVar[bool] = False
+    requires: ClassVar[frozenset[str]] = frozenset({"float"})
+
+    ridge: float = 1e-3
+    sweeps: int = 1
+    positions: int | None = 64
+    limit: int = 512
+    add_bias: bool = False
+    statistics: str = "corrected"
+
+    def run(self, graph: Graph, context: Context) -> PassResult:
+        """Fit the graph to the network it was before anything was removed."""
+        removal = graph.removal
+        if removal is None:
+            nothing = "nothing was removed from this network, so there is nothing to repair"
+            return PassResult(graph, False, (Note("info", "", nothing),))
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        result = repair(
+            removal.original, graph, removal.plan, context.calibration, seed=context.seed, **options
+        )
+        notes = result.notes
+        if removal.restarted:
+            notes = (Note("info", "", f"repaired to a later network: {removal.restarted}"), *notes)
+        return PassResult(result.graph, result.changed, notes)
 
 
 @dataclass(frozen=True)
@@ -105,12 +141,13 @@ def repair(
         raise InputError(f"statistics must be one of {', '.join(MODES)}, got {statistics!r}")
     if original.is_meta or pruned.is_meta:
         raise InputError("repair needs weights with values; these are on the meta device")
+    removal = _removal(original, pruned, plan)
     if calibration is None:
         from .data_free import compensate
 
-        records, notes, graph = compensate(original, pruned, plan, add_bias=add_bias)
-        return RepairResult(graph, records, notes)
-    cut = Cut(original, keep_masks(original, plan))
+        records, notes, graph = compensate(original, pruned, plan, add_bias=add_bias, fitted=removal.refitted)
+        return RepairResult(_remembering(graph, pruned, removal), records, notes)
+    cut = Cut(original, keep_masks(original, plan), removal.refitted)
     if not plan:
         return RepairResult(pruned, (), (Note("info", "", "nothing was removed, nothing to repair"),))
     data = read(original, calibration, limit)
@@ -125,7 +162,23 @@ def repair(
     changes = tuple(Note("changed", record.where, _words(record)) for record in records)
     summary = f"{len(records)} repaired, {len(found.units) - len(records) - lockstep.refused} as they were"
     notes = (Note("info", "", summary), *data.notes, *changes, *found.notes)
-    return RepairResult(work if records else pruned, records, notes)
+    return RepairResult(_remembering(work, pruned, removal) if records else pruned, records, notes)
+
+
+def _removal(original: Graph, pruned: Graph, plan: Plan) -> Removal:
+    """What was removed; earlier repairs count where they were held to the same network."""
+    known = pruned.removal
+    if known is not None and known.original.fx is original.fx:
+        return replace(known, plan=plan)
+    return Removal.of(original, plan)
+
+
+def _remembering(graph: Graph, pruned: Graph, removal: Removal) -> Graph:
+    """``graph`` with a note of which tensors are others than in ``pruned``, now that they were fitted."""
+    if graph is not pruned:
+        fitted = {n: value for n, value in graph.tensors.items() if value is not pruned.tensors.get(n)}
+        graph.removal = removal.refit(fitted)
+    return graph
 
 
 def _words(record: Record) -> str:

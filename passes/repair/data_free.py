@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from graphprune.operands import argument, uses
 from graphprune.pipeline import Note
 from graphprune.plan import Plan, keep_masks
 
-from .match import Cut, refit_of, twin_of
+from .match import Cut, refit_of, twin_of, unchanged
 from .rows import LINEAR, form, operands
 from .units import Record, new_bias, takes_bias
 
@@ -53,7 +54,12 @@ _DROPOUT = frozenset({aten.dropout.default, aten.feature_dropout.default, aten.a
 
 
 def compensate(
-    original: Graph, pruned: Graph, plan: Plan, *, add_bias: bool = False
+    original: Graph,
+    pruned: Graph,
+    plan: Plan,
+    *,
+    add_bias: bool = False,
+    fitted: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[tuple[Record, ...], tuple[Note, ...], Graph]:
     """Make up for the means of removed channels, as far as batch norms tell them.
 
@@ -62,11 +68,13 @@ def compensate(
         pruned: ``original.apply(plan)``; operators are found by their names.
         plan: what was removed.
         add_bias: whether an operator without a bias, and without a batch norm behind it, may get one.
+        fitted: what earlier repairs made of tensors. Means are made up for from the first network on, so
+            doing it again counts nothing twice; weights that were fitted on inputs are left.
 
     Returns:
         Records, notes, and the repaired graph (``pruned`` itself where nothing changed).
     """
-    cut = Cut(original, keep_masks(original, plan))
+    cut = Cut(original, keep_masks(original, plan), fitted)
     work = pruned.copy()
     records: list[Record] = []
     notes: list[Note] = []
@@ -77,8 +85,10 @@ def compensate(
             shift = _missing(cut, twin)
             if shift is None or not bool(shift.count_nonzero()):
                 continue
-            refit_of(pruned, node, cut)
-            place = _add(work, node, shift, add_bias)
+            weight, _ = refit_of(pruned, node, cut)
+            if weight in cut.fitted:
+                raise Refusal(f"{weight!r} was fitted on inputs before, which did this and more")
+            place = _add(work, node, shift, add_bias, cut)
         except Refusal as refusal:
             notes.append(Note("refused", where, f"not compensated: {refusal}"))
         else:
@@ -112,14 +122,14 @@ def _missing(cut: Cut, twin: fx.Node) -> torch.Tensor | None:
     return shift[kept]
 
 
-def _add(graph: Graph, node: fx.Node, shift: torch.Tensor, add_bias: bool) -> str:
+def _add(graph: Graph, node: fx.Node, shift: torch.Tensor, add_bias: bool, cut: Cut) -> str:
     """Add ``shift`` to what ``node`` gives; returns what took it."""
     _, weight, bias = operands(node)
     if bias is not None:
-        return _move(graph, bias, node, shift)
+        return _move(graph, bias, node, shift, cut)
     follower = next(iter(node.users))
     if uses(node) == 1 and follower.target is aten.batch_norm.default and not argument(follower, "training"):
-        return _move(graph, argument(follower, "running_mean"), follower, -shift)
+        return _move(graph, argument(follower, "running_mean"), follower, -shift, cut)
     if not (add_bias and takes_bias(node)):
         raise Refusal("it has no bias and no batch norm behind it; add_bias=True would give it one")
     if len(graph.readers(str(weight.target))) != 1:
@@ -128,13 +138,16 @@ def _add(graph: Graph, node: fx.Node, shift: torch.Tensor, add_bias: bool) -> st
     return repr(str(new_bias(graph, node, str(weight.target), shift.to(like.device, like.dtype)).target))
 
 
-def _move(graph: Graph, attribute: fx.Node, reader: fx.Node, shift: torch.Tensor) -> str:
+def _move(graph: Graph, attribute: fx.Node, reader: fx.Node, shift: torch.Tensor, cut: Cut) -> str:
     name = str(attribute.target)
     if graph.constant(attribute) is None:
         raise Refusal(f"{attribute.name!r}, which would take the means, is computed")
     if graph.readers(name) != [reader]:
         raise Refusal(f"{name!r}, which would take the means, is shared")
+    unchanged(cut, graph, (name,))
     old = graph.tensors[name].detach()
+    if name in cut.fitted:  # the means of everything removed so far are in the shift
+        old = cut.tensor(name) if name in cut.original.tensors else torch.zeros_like(old)
     graph.set_tensor(name, (old.double() + shift.to(old.device)).to(old.dtype))
     return repr(name)
 

@@ -20,6 +20,7 @@ from graphprune.cost import node_macs
 from graphprune.graph import Graph
 from graphprune.operands import argument, uses
 from graphprune.pipeline import Note
+from graphprune.rewrite import same_tensor
 
 from .rows import LINEAR, form, operands, parameter
 from .statistics import Recalibrate
@@ -34,10 +35,19 @@ Unit = Refit | Recalibrate
 
 
 class Cut:
-    """Values and tensors of the original, cut down to the positions that a plan keeps."""
+    """Values and tensors of the original, cut down to the positions that a plan keeps.
 
-    def __init__(self, original: Graph, masks: Mapping[Atom, np.ndarray]):
-        self.original, self.masks = original, masks
+    Attributes:
+        fitted: tensors that a repair fitted to the original before, with the values it gave them.
+    """
+
+    def __init__(
+        self,
+        original: Graph,
+        masks: Mapping[Atom, np.ndarray],
+        fitted: Mapping[str, torch.Tensor] | None = None,
+    ):
+        self.original, self.masks, self.fitted = original, masks, fitted or {}
         self.by_name = {node.name: node for node in original.fx.nodes}
 
     def value(self, node: fx.Node, value: torch.Tensor) -> torch.Tensor:
@@ -61,12 +71,14 @@ class Cut:
 
 
 def unchanged(cut: Cut, pruned: Graph, names: Sequence[str | None]) -> None:
-    """Raise :class:`Refusal` unless the tensors are the original's, cut by the plan."""
+    """Raise :class:`Refusal` unless the tensors are the original's, cut by the plan, or were fitted to it."""
     for name in names:
         if name is None:
             continue
-        known = name in cut.original.tensors
-        if not known or not torch.equal(cut.tensor(name), pruned.tensors[name].detach()):
+        value, known = pruned.tensors[name], cut.fitted.get(name)
+        if known is None and name in cut.original.tensors:
+            known = cut.tensor(name)
+        if known is None or not same_tensor(known, value):
             raise Refusal(f"{name!r} is not the original's any more, cut by the plan: the target is unknown")
 
 
@@ -117,7 +129,8 @@ class Units:
                 groups.setdefault(statistics_of(self._work, node, self._cut), []).append(node)
             except Refusal as refusal:
                 self.refuse([node], refusal)
-        return [Recalibrate(nodes, *names, mode) for names, nodes in groups.items()]
+        base = {name: self._cut.tensor(name) for names in groups for name in names}
+        return [Recalibrate(nodes, *names, mode, base) for names, nodes in groups.items()]
 
     def _fits(self, normalised: set[fx.Node]) -> list[Refit]:
         groups: dict[str, list[tuple[fx.Node, str | None]]] = {}

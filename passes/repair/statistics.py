@@ -13,6 +13,7 @@ Where pruned and original read the same, nothing moves.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -70,23 +71,22 @@ class Recalibrate:
         nodes: in execution order.
         mean, variance: names of the buffers.
         mode: ``corrected`` or ``replaced``.
+        base: the original's statistics, by name: those to correct, also where that was done before.
     """
 
     nodes: list[fx.Node]
     mean: str
     variance: str
     mode: str
-    _old: tuple[torch.Tensor, torch.Tensor] | None = None
+    base: Mapping[str, torch.Tensor]
     _found: Moments = field(default_factory=Moments)
     _wanted: Moments = field(default_factory=Moments)
     _error: float = 0.0
     _signal: float = 0.0
 
     def begin(self, graph: Graph, seed: int) -> None:
-        """Forget what was seen; the statistics of the first time stay those to correct."""
+        """Forget what was seen."""
         self._found, self._wanted, self._error, self._signal = Moments(), Moments(), 0.0, 0.0
-        if self._old is None:
-            self._old = graph.tensors[self.mean].detach(), graph.tensors[self.variance].detach()
 
     def observe(self, x: torch.Tensor, wanted: torch.Tensor) -> None:
         """Take one batch in: the input ``[N, C, …]`` of the pruned network, and of the original.
@@ -109,8 +109,7 @@ class Recalibrate:
         Raises:
             Refusal: there are too few values, or some are not finite.
         """
-        assert self._old is not None
-        old_mean, old_variance = self._old
+        old_mean, old_variance = self.base[self.mean], self.base[self.variance]
         if self._error <= EQUAL.get(old_mean.dtype, 0.0) ** 2 * self._signal:
             graph.set_tensors({self.mean: old_mean, self.variance: old_variance})
             return None
