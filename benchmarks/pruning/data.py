@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.pruning import networks
 
@@ -32,11 +33,13 @@ class Split:
         calibration: batches, a tensor or a tuple of positional arguments each; no labels.
         labels: of the same batches, for methods that ask for them; ``None`` where there are none.
         metrics: network → name and value of each figure on held-out inputs; the first is *the* score.
+        loss: of outputs and labels of a batch.
     """
 
     calibration: list[Any]
     labels: list[Tensor] | None
     metrics: Callable[[Network], dict[str, float]]
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
 
     @property
     def example(self) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 All of them read ``[n, 1, 28, 28]`` and give ``[n, 10]``. Their shapes are those of the networks they are
 named after, their widths those of the CIFAR versions; strides are larger, since a digit needs no more.
 
+>>> import torch
 >>> network = define("resnet20")
 >>> network(torch.zeros(2, 1, 28, 28)).shape
 torch.Size([2, 10])
