@@ -74,6 +74,7 @@ passes = Registry(
         "fold-constants": "graphprune.passes.fold_constants:FoldConstants",
         "fold-parameters": "graphprune.passes.fold_parameters:FoldParameters",
         "prune-channels": "graphprune.passes.prune_channels:PruneChannels",
+        "prune-heads": "graphprune.passes.prune_heads:PruneHeads",
         "remove-dead-channels": "graphprune.passes.dead:RemoveDeadChannels",
         "remove-dropout": "graphprune.passes.remove_dropout:RemoveDropout",
         "repair": "graphprune.passes.repair:Repair",
