@@ -1,10 +1,11 @@
 """Remove the least important positions of every axis until the network meets a budget.
 
 What is removed together follows from the axis types (:mod:`graphprune.axes`), so channels, hidden units,
-heads and groups are one mechanism. Importance is a magnitude summed over all coupled parameters (Li et
-al., *Pruning Filters for Efficient ConvNets*, ICLR 2017; Fang et al., *DepGraph*, CVPR 2023), or a
-callable. A budget means what it says: ``macs=0.5`` leaves at most half the multiply-accumulates, and
-more than half if one step less were taken. Widths stay on the target's alignment.
+heads and groups are one mechanism. Importances are listed in :mod:`graphprune.importance`, from magnitudes
+(Li et al., *Pruning Filters for Efficient ConvNets*, ICLR 2017) to the error that the best repair leaves
+(Hassibi and Stork, *Optimal Brain Surgeon*, 1993); they are summed over all coupled parameters (Fang et al.,
+*DepGraph*, CVPR 2023). A budget means what it says: ``macs=0.5`` leaves at most half the
+multiply-accumulates, and more than half if one step less were taken. Widths stay on the target's alignment.
 
 The rewrite is exact in the sense of certificate 1 (the pruned network equals the original with the
 removed positions zeroed); the outputs change, and by how much is recorded.
@@ -12,13 +13,16 @@ removed positions zeroed); the outputs change, and by how much is recorded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from graphprune.budget import Limits, solve
+from graphprune.budget import Limits, Share, solve
 from graphprune.errors import PassError
 from graphprune.graph import Graph
+from graphprune.importance import Data
 from graphprune.pipeline import Context, Note, Pass, PassResult
+from graphprune.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,18 @@ class PruneChannels(Pass):
     Attributes:
         macs, params, bytes: budgets, each a fraction of what the network has (a float up to 1.0) or an
             absolute number; at least one.
-        importance: ``l1``, ``l2``, ``random``, or a callable ``(graph, axis) -> scores`` from Python.
-        scope: ``global`` (one queue for all axes) or ``local`` (the same share of each).
-        minimum: share of its positions that every axis keeps.
+        importance: a name of :data:`graphprune.importance.NAMES`, a callable ``(graph, axis) -> scores`` from
+            Python, or ``auto``: ``reconstruction`` where there are calibration inputs, else ``l2``.
+        scope: ``global`` (one queue for all axes), ``local`` (the same share of each) or ``isomorphic`` (the
+            same share of each kind of axis).
+        minimum: share of its positions that every axis keeps, or a number of them; from Python also by name.
+        maximum: what an axis keeps at most, in the same way.
         align: convolution widths stay multiples of this; ``none`` takes the target's alignment.
         ignored: axes, parameters or modules that keep every position, by name or glob.
-        statistical: prune axes that a normalisation runs over, too.
+        only: axes, parameters or modules that alone may lose positions, by name or glob.
+        statistical: prune axes that a normalisation runs over, too (embedding widths).
+        loss: from Python, ``module -> loss`` or an iterator of losses for the Taylor importances.
+        limit: calibration samples that an importance looks at.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -43,15 +53,29 @@ class PruneChannels(Pass):
     macs: float | None = None
     params: float | None = None
     bytes: float | None = None
-    importance: Any = "l2"
+    importance: Any = "auto"
     scope: str = "global"
-    minimum: float = 0.1
+    minimum: Share = 0.1
+    maximum: Share = 1.0
     align: int | None = None
     ignored: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
     statistical: bool = False
+    loss: Callable[[Any], Any] | None = None
+    limit: int = 512
 
     def run(self, graph: Graph, context: Context) -> PassResult:
         """A smaller graph, with the plan that led to it."""
+        plan, note = self.plan(graph, context)
+        if not plan:
+            met = Note("info", "", "the network meets the budget as it is")
+            return PassResult(graph, False, (met,))
+        small = graph.apply(plan)
+        notes = [Note("changed", row.axis, f"{row.before} → {row.after} positions") for row in plan.rows]
+        return PassResult(small, True, (note, *notes), plan=plan, pruned=small)
+
+    def plan(self, graph: Graph, context: Context) -> tuple[Plan, Note]:
+        """What would go, and a note that says how it was chosen; nothing is changed."""
         asked = {"macs": self.macs, "params": self.params, "bytes": self.bytes}
         budgets = {name: value for name, value in asked.items() if value is not None}
         if not budgets:
@@ -59,14 +83,24 @@ class PruneChannels(Pass):
         channels, linears = context.target.channel_alignment, context.target.linear_alignment
         limits = Limits(
             minimum=self.minimum,
+            maximum=self.maximum,
             channel_alignment=channels if self.align is None else self.align,
             linear_alignment=linears if self.align is None else self.align,
             ignored=self.ignored,
+            only=self.only,
             statistical=self.statistical,
         )
-        plan = solve(graph, budgets, self.importance, scope=self.scope, limits=limits, seed=context.seed)
-        if not plan:
-            return PassResult(graph, False, (Note("info", "", "the network meets the budget as it is"),))
-        small = graph.apply(plan)
-        notes = [Note("changed", row.axis, f"{row.before} → {row.after} positions") for row in plan.rows]
-        return PassResult(small, True, tuple(notes), plan=plan, pruned=small)
+        importance, words = self.importance, f"ranked by {self.importance}"
+        if importance == "auto":
+            importance = "l2" if context.calibration is None else "reconstruction"
+            why = (
+                "there are no calibration inputs"
+                if context.calibration is None
+                else "with calibration inputs"
+            )
+            words = f"ranked by {importance}: {why}"
+        data = Data(context.calibration, self.loss, self.limit)
+        plan = solve(
+            graph, budgets, importance, scope=self.scope, limits=limits, seed=context.seed, data=data
+        )
+        return plan, Note("info", "", f"{words}; scope {self.scope}")

@@ -135,57 +135,79 @@ class Moments:
             covariance = covariance * inside
         ridge = RIDGE * covariance.diagonal().mean().clamp_min(1e-30)
         covariance.diagonal().add_(ridge)
-        return torch.linalg.inv(covariance), weighted
+        return torch.cholesky_inverse(torch.linalg.cholesky(covariance)), weighted
 
 
 def _eliminated(axis: Axis, readers: Sequence[Moments]) -> Ranking:
     """All positions, greedily."""
     size = axis.size
-    parts = []
-    for reader in readers:
-        columns = torch.from_numpy(np.stack(reader.linear.columns(axis.atom)))  # [size, each]
-        parts.append((*reader.matrices(), columns))
-    left = torch.ones(size, dtype=torch.bool)
+    parts = [_Elimination(reader, axis) for reader in readers]
+    left = torch.arange(size)
     order: list[int] = []
     costs: list[float] = []
     step = -(-size // ROUNDS)
-    while len(order) < size:
-        each = torch.zeros(size, dtype=torch.float64)
-        for inverse, weighted, columns in parts:
-            each += _cost(inverse, weighted, columns)
-        each[~left] = torch.inf
-        chosen = each.argsort(stable=True)[: min(step, size - len(order))]
-        left[chosen] = False
-        order += chosen.tolist()
-        joint = sum(
-            _remove(inverse, weighted, columns[chosen].flatten()) for inverse, weighted, columns in parts
-        )
-        costs += [max(0.0, float(joint)) / len(chosen)] * len(chosen)
+    while len(left):
+        each = torch.stack([part.costs() for part in parts]).sum(0)
+        chosen = each.argsort(stable=True)[:step]
+        joint = sum(part.remove(chosen) for part in parts)
+        order += left[chosen].tolist()
+        costs += [max(0.0, joint) / len(chosen)] * len(chosen)
+        stays = torch.ones(len(left), dtype=torch.bool)
+        stays[chosen] = False
+        left = left[stays]
     return Ranking(tuple(order), tuple(costs))
 
 
-def _cost(inverse: torch.Tensor, weighted: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """What removing each position alone costs, ``[size]``."""
-    if columns.shape[1] == 1:
-        at = columns[:, 0]
-        return weighted[at, at] / inverse[at, at].clamp_min(1e-300)
-    rows, across = columns.unsqueeze(2), columns.unsqueeze(1)
-    scale = torch.linalg.pinv(inverse[rows, across], hermitian=True)
-    return (weighted[rows, across] * scale).sum((1, 2))
+class _Elimination:
+    """``H^-1`` and ``B B'`` of one reader as positions go, and where the positions left are in them."""
+
+    def __init__(self, reader: Moments, axis: Axis):
+        self._inverse, self._weighted = reader.matrices()
+        self._columns = torch.from_numpy(np.stack(reader.linear.columns(axis.atom)))  # [positions, each]
+        self._dropped = self._columns.new_empty(0)
+
+    def costs(self) -> torch.Tensor:
+        """What removing each position alone costs, ``[positions left]``."""
+        if self._columns.shape[1] == 1:
+            at = self._columns[:, 0]
+            return self._weighted[at, at] / self._inverse[at, at].clamp_min(1e-300)
+        rows, across = self._columns.unsqueeze(2), self._columns.unsqueeze(1)
+        scale = _inverted(self._inverse[rows, across])
+        return (self._weighted[rows, across] * scale).sum((1, 2))
+
+    def remove(self, chosen: torch.Tensor) -> float:
+        """Take positions out; what all of them together cost."""
+        gone = self._columns[chosen].flatten()
+        within = self._weighted[gone][:, gone]
+        scale = _inverted(self._inverse[gone][:, gone])
+        moved = self._inverse[:, gone] @ scale  # [columns, gone]
+        rest = self._weighted[gone] - within @ moved.T / 2
+        self._inverse.addmm_(moved, self._inverse[gone], alpha=-1)
+        self._weighted.addmm_(moved, rest, alpha=-1).addmm_(rest.T, moved.T, alpha=-1)
+        stays = torch.ones(len(self._columns), dtype=torch.bool)
+        stays[chosen] = False
+        self._columns = self._columns[stays]
+        self._compact(gone)
+        return float((within * scale).sum())
+
+    def _compact(self, gone: torch.Tensor) -> None:
+        """Forget what is gone once that is a quarter: every round walks over both matrices."""
+        self._dropped = torch.cat([self._dropped, gone])
+        size = len(self._inverse)
+        if 4 * len(self._dropped) < size:
+            return
+        stays = torch.ones(size, dtype=torch.bool)
+        stays[self._dropped] = False
+        self._inverse, self._weighted = self._inverse[stays][:, stays], self._weighted[stays][:, stays]
+        self._columns = (stays.cumsum(0) - 1)[self._columns]
+        self._dropped = gone[:0]
 
 
-def _remove(inverse: torch.Tensor, weighted: torch.Tensor, gone: torch.Tensor) -> torch.Tensor:
-    """Take columns out of both matrices in place; the cost of all of them together."""
-    scale = torch.linalg.pinv(inverse[gone][:, gone], hermitian=True)
-    within = weighted[gone][:, gone].clone()
-    moved = inverse[:, gone] @ scale  # [inputs, gone]
-    inverse -= moved @ inverse[gone]
-    across = moved @ weighted[gone]
-    weighted -= across + across.T - moved @ within @ moved.T
-    # What is gone is exactly zero, up to rounding; keep later pivots clear of it.
-    inverse[gone] = inverse[:, gone] = 0
-    weighted[gone] = weighted[:, gone] = 0
-    return (within * scale).sum()
+def _inverted(matrix: torch.Tensor) -> torch.Tensor:
+    """The inverse of symmetric positive matrices ``[…, n, n]``, also where they are singular to rounding."""
+    if matrix.shape[-1] == 1:
+        return 1 / matrix.clamp_min(1e-300)
+    return torch.linalg.pinv(matrix, hermitian=True)
 
 
 class Zeroed:
