@@ -39,9 +39,9 @@ class Removal:
         restarted: why an earlier removal is not part of this one; empty if there was none.
     """
 
-    original: Graph
+    original: Graph = field(repr=False)
     plan: Plan
-    refitted: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    refitted: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     restarted: str = ""
 
     @staticmethod

@@ -60,6 +60,7 @@ class Repair(Pass):
     limit: int = 512
     add_bias: bool = False
     statistics: str = "corrected"
+    residual: bool = True
 
     def run(self, graph: Graph, context: Context) -> PassResult:
         """Fit the graph to the network it was before anything was removed."""
@@ -108,6 +109,7 @@ def repair(
     limit: int = 512,
     add_bias: bool = False,
     statistics: str = "corrected",
+    residual: bool = True,
     seed: int = 0,
 ) -> RepairResult:
     """Fit what is left of a network to what the original computed; neither graph is changed.
@@ -127,6 +129,8 @@ def repair(
         statistics: what becomes of running statistics of batch norms: ``corrected`` by how the moments of
             their input changed, ``replaced`` by those of calibration, or ``kept``; see
             :mod:`.statistics`.
+        residual: whether an operator whose result joins a shortcut is fitted to what the sum lacks, instead
+            of to its own result; see :mod:`.targets`.
         seed: for the choice of positions.
 
     Raises:
@@ -152,7 +156,7 @@ def repair(
         return RepairResult(pruned, (), (Note("info", "", "nothing was removed, nothing to repair"),))
     data = read(original, calibration, limit)
     work = pruned.copy()
-    options = Options(ridge, positions, add_bias, seed)
+    options = Options(ridge, positions, add_bias, residual, seed)
     found = Units(cut, work, options, statistics)
     lockstep = Lockstep(cut, work, data.calls, found, seed)
     shared = any(len(unit.nodes) > 1 for unit in found.units)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from graphprune.passes.affine import Refusal
 from torch import fx
 
@@ -20,9 +19,8 @@ from graphprune.runner import Runner
 
 from .match import Cut, Unit, Units
 from .rows import operands
+from .targets import Target
 from .units import Record, Refit
-
-aten = torch.ops.aten
 
 
 class Lockstep:
@@ -54,18 +52,20 @@ class Lockstep:
 
     def _run(self, todo: set[int]) -> set[int]:
         """Settle what is to do, in order; what is left to do after a shared weight changed."""
-        units, twin, place = self._found.units, self._found.twin, self._found.place
+        units, place = self._found.units, self._found.place
         for number in todo:
             units[number].begin(self._work, self._seed + number)
         order = sorted((node for number in todo for node in units[number].nodes), key=place.__getitem__)
-        before = Runner(self._cut.original, self._calls, [_target(twin[node]) for node in order])
-        after = Runner(self._work, self._calls)
+        targets = {node: self._found.target(node) for node in order}
+        before = Runner(self._cut.original, self._calls, [n for t in targets.values() for n in t.before])
+        after = Runner(self._work, self._calls, [n for t in targets.values() for n in t.after])
         left = set(todo)
         for node in order:
             number = self._found.of[node]
             unit = units[number]
-            target = _target(twin[node])
-            before.advance(target)
+            target = targets[node]
+            for wanted in target.before:
+                before.advance(wanted)
             after.advance(node, inclusive=False)
             try:
                 if number in left:
@@ -79,7 +79,10 @@ class Lockstep:
                 left.discard(number)
                 self._out.add(number)
                 self._found.refuse(unit.nodes, refusal)
-            before.release(target)
+            for done in target.before:
+                before.release(done)
+            for done in target.after:
+                after.release(done)
         return set()
 
     def _stale(self, shared: Unit, order: list[fx.Node]) -> set[int]:
@@ -89,12 +92,17 @@ class Lockstep:
         between = {self._found.of[node] for node in order if first < place[node] < last}
         return {n for n in between - self._out if len(self._found.units[n].nodes) == 1}
 
-    def _observe(self, unit: Unit, node: fx.Node, target: fx.Node, before: Runner, after: Runner) -> None:
+    def _observe(self, unit: Unit, node: fx.Node, target: Target, before: Runner, after: Runner) -> None:
         source: Any = operands(node)[0] if isinstance(unit, Refit) else node.args[0]
-        for batch, (x, wanted) in enumerate(zip(after.values(source), before.values(target), strict=True)):
-            wanted = self._cut.value(target, wanted)
+        originals = [before.values(n) for n in target.before]
+        others = [after.values(n) for n in target.after]
+        for batch, x in enumerate(after.values(source)):
+            cut = [
+                self._cut.value(n, values[batch]) for n, values in zip(target.before, originals, strict=True)
+            ]
+            wanted, whole = target.value(cut, [values[batch] for values in others])
             if isinstance(unit, Refit):
-                unit.observe(node, x, wanted, partial(after.compute, node, batch))
+                unit.observe(node, x, wanted, whole, partial(after.compute, node, batch))
             else:
                 unit.observe(x, wanted)
 
@@ -104,8 +112,3 @@ class Lockstep:
         self.records.pop(number, None)
         if record is not None:
             self.records[number] = record
-
-
-def _target(twin: fx.Node) -> fx.Node:
-    """What a unit is compared with: a batch norm's input, any other operator's result."""
-    return twin.args[0] if twin.target is aten.batch_norm.default else twin  # type: ignore[return-value]

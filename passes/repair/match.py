@@ -24,6 +24,7 @@ from graphprune.rewrite import same_tensor
 
 from .rows import LINEAR, form, operands, parameter
 from .statistics import Recalibrate
+from .targets import Own, Rest, Target, junction
 from .units import Options, Refit, takes_bias
 
 aten = torch.ops.aten
@@ -107,11 +108,38 @@ class Units:
         self.notes: list[Note] = []
         self.twin: dict[fx.Node, fx.Node] = {}
         norms = self._statistics(statistics) if statistics != "kept" else []
-        units: list[Unit] = [*self._fits({node for unit in norms for node in unit.nodes}), *norms]
+        fits = self._fits({node for unit in norms for node in unit.nodes})
+        fitted = {node for unit in fits for node in unit.nodes}
+        for unit in norms:
+            unit.rescale = not all(node.args[0] in fitted for node in unit.nodes)
+        units: list[Unit] = [*fits, *norms]
         place = {node: i for i, node in enumerate(work.fx.nodes)}
         self.place = place
         self.units = sorted(units, key=lambda unit: place[unit.nodes[0]])
         self.of = {node: i for i, unit in enumerate(self.units) for node in unit.nodes}
+        self._rests = self._joined(norms) if options.residual and statistics != "replaced" else {}
+
+    def target(self, node: fx.Node) -> Target:
+        """What an operator is fitted to, and what a batch norm is to read."""
+        twin = self.twin[node]
+        if twin.target is aten.batch_norm.default:
+            source = node.args[0]
+            return self._rests.get(source) or Own(twin.args[0])  # type: ignore[arg-type]
+        return self._rests.get(node) or Own(twin)
+
+    def _joined(self, norms: Sequence[Recalibrate]) -> dict[fx.Node, Rest]:
+        """Operators whose result goes into a sum with what the pruned network has computed before."""
+        base = {name: value for unit in norms for name, value in unit.base.items()}
+        found = {}
+        for node in [node for unit in self.units if isinstance(unit, Refit) for node in unit.nodes]:
+            joint = junction(self._work, node, base)
+            if joint is None or self.place[joint.other] >= self.place[node]:
+                continue
+            total = self._cut.by_name.get(joint.total.name)
+            if total is not None and total.target is joint.total.target:
+                sides = (joint.other, joint.weight, joint.scale, joint.shift)
+                found[node] = Rest(self.twin[node], total, *sides)
+        return found
 
     def refuse(self, nodes: Sequence[fx.Node], reason: object) -> None:
         """Say why operators stay as they are."""

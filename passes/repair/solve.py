@@ -10,9 +10,11 @@ means taken off (``c`` is not penalised) this is
 
     (Sxx + n lambda I) D = Sxr,        c = mean(r) - mean(x) D.
 
-Only ``sum x'x``, ``sum x'r``, ``sum x``, ``sum r`` and ``sum r^2`` are kept, in float64. Without an
-intercept the moments are taken around zero. Where the matrix is singular, of all the solutions the
-smallest change is taken, by its eigenvectors.
+Only ``sum x'x``, ``sum x'r``, ``sum x``, ``sum r`` and ``sum r^2`` are kept, in float64. Products of
+float32 rows are made in float32, a chunk at a time, which is twice as fast; so that no large mean eats up
+their digits, all is counted from the means of the first chunk. Without an intercept the moments are those
+around zero. Where the matrix is singular, of all the solutions the smallest change is taken, by its
+eigenvectors.
 
 >>> gram = Gram()
 >>> x = torch.tensor([[[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]]])       # [groups, rows, columns]
@@ -27,6 +29,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+
+# Of the symmetric matrix of moments, only the blocks on and above the diagonal are summed.
+BLOCK = 1024
 
 # Eigenvalues below this share of the largest are rounding, not data; also what a Cholesky factor may span.
 RANK = 1e-13
@@ -45,6 +50,8 @@ class Gram:
     rows: int = 0
     residual: float = 0.0
     signal: float = 0.0
+    _from_x: torch.Tensor = field(default=None, repr=False)  # type: ignore[assignment]
+    _from_r: torch.Tensor = field(default=None, repr=False)  # type: ignore[assignment]
     _xx: torch.Tensor = field(default=None, repr=False)  # type: ignore[assignment]
     _xr: torch.Tensor = field(default=None, repr=False)  # type: ignore[assignment]
     _x: torch.Tensor = field(default=None, repr=False)  # type: ignore[assignment]
@@ -58,19 +65,32 @@ class Gram:
             r: ``[groups, rows, outputs]``, what its weights leave over.
             target: any shape, the values the operator is to give, for the relative error.
         """
-        x, r, target = x.double(), r.double(), target.double()
+        if x.dtype not in (torch.float32, torch.float64) or r.dtype != x.dtype:
+            x, r = x.double(), r.double()
         if self._xx is None:
-            groups, _, columns = x.shape
-            self._xx = x.new_zeros(groups, columns, columns)
-            self._xr = x.new_zeros(groups, columns, r.shape[-1])
-            self._x, self._r = x.new_zeros(groups, columns), x.new_zeros(groups, r.shape[-1])
-        self._xx.baddbmm_(x.mT, x)
-        self._xr.baddbmm_(x.mT, r)
-        self._x += x.sum(1)
-        self._r += r.sum(1)
+            self._begin(x, r)
         self.rows += x.shape[1]
-        self.residual += float(r.square().sum())
-        self.signal += float(target.square().sum())
+        self.residual += float(r.square().sum(dtype=torch.float64))
+        self.signal += float(target.square().sum(dtype=torch.float64))
+        x, r = x - self._from_x.unsqueeze(1).to(x.dtype), r - self._from_r.unsqueeze(1).to(r.dtype)
+        self._xr += x.mT @ r
+        self._x += x.sum(1, dtype=torch.float64)
+        self._r += r.sum(1, dtype=torch.float64)
+        for start in range(0, x.shape[2], BLOCK):
+            rows = slice(start, start + BLOCK)
+            left = x[:, :, rows].mT
+            for behind in range(start, x.shape[2], BLOCK):
+                columns = slice(behind, behind + BLOCK)
+                self._xx[:, rows, columns] += left @ x[:, :, columns]
+
+    def _begin(self, x: torch.Tensor, r: torch.Tensor) -> None:
+        groups, _, columns = x.shape
+        self._xx = x.new_zeros(groups, columns, columns, dtype=torch.float64)
+        self._xr = x.new_zeros(groups, columns, r.shape[-1], dtype=torch.float64)
+        self._x = x.new_zeros(groups, columns, dtype=torch.float64)
+        self._r = r.new_zeros(groups, r.shape[-1], dtype=torch.float64)
+        # Rounded to what is taken off, so that adding it back later is exact.
+        self._from_x, self._from_r = (v.mean(1).nan_to_num(0.0, 0.0, 0.0).double() for v in (x, r))
 
     @property
     def finite(self) -> bool:
@@ -80,22 +100,36 @@ class Gram:
     def solve(self, ridge: float, intercept: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The changes ``D [groups, columns, outputs]`` and ``c [groups, outputs]`` (no intercept: zero)."""
         n = self.rows
-        mean_x, mean_r = self._x / n, self._r / n
-        xx, xr = self._xx, self._xr
-        if intercept:
-            xx = xx - n * mean_x.unsqueeze(2) * mean_x.unsqueeze(1)
-            xr = xr - n * mean_x.unsqueeze(2) * mean_r.unsqueeze(1)
+        xx, xr, x, r = self._moments(intercept)
         penalty = ridge * xx.diagonal(dim1=1, dim2=2).mean(1)
-        change = _solve(xx + torch.diag_embed(penalty.unsqueeze(1).expand(xx.shape[:2])), xr)
+        xx.diagonal(dim1=1, dim2=2).add_(penalty.unsqueeze(1))
+        change = _solve(xx, xr)
         if not intercept:
-            return change, torch.zeros_like(mean_r)
-        return change, mean_r - (mean_x.unsqueeze(1) @ change).squeeze(1)
+            return change, torch.zeros_like(r)
+        return change, (r - (x.unsqueeze(1) @ change).squeeze(1)) / n
+
+    def _moments(self, centred: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``sum x'x``, ``sum x'r``, around the means or zero, and ``sum x``, ``sum r`` around zero."""
+        n, (x, r) = self.rows, (self._x, self._r)
+        xx = self._xx.triu()
+        xx += xx.triu(1).mT
+        if centred:
+            xx.baddbmm_(x.unsqueeze(2), x.unsqueeze(1), alpha=-1 / n)
+            xr = self._xr - x.unsqueeze(2) * r.unsqueeze(1) / n
+        else:
+            a, b = self._from_x, self._from_r
+            cross = a.unsqueeze(2) * (x + n * a / 2).unsqueeze(1)
+            xx += cross
+            xx += cross.mT
+            xr = self._xr + a.unsqueeze(2) * r.unsqueeze(1) + (x + n * a).unsqueeze(2) * b.unsqueeze(1)
+        return xx, xr, x + n * self._from_x, r + n * self._from_r
 
     def left(self, change: torch.Tensor, shift: torch.Tensor) -> float:
         """Sum over everything of ``(r - x D - c)**2``, which is what a change of the weights leaves over."""
-        fitted = (change * (self._xx @ change)).sum() + self.rows * shift.square().sum()
-        cross = (change * self._xr).sum() + (shift * self._r).sum()
-        cross = cross - (shift * (self._x.unsqueeze(1) @ change).squeeze(1)).sum()
+        xx, xr, x, r = self._moments(centred=False)
+        fitted = (change * (xx @ change)).sum() + self.rows * shift.square().sum()
+        cross = (change * xr).sum() + (shift * r).sum()
+        cross = cross - (shift * (x.unsqueeze(1) @ change).squeeze(1)).sum()
         return max(0.0, self.residual + float(fitted - 2 * cross))
 
 

@@ -7,7 +7,9 @@ inputs moved, in the mean by difference and in the variance by ratio::
 
     mean' = mean + (E[pruned] - E[original])        var' = var · Var[pruned] / Var[original]
 
-Where pruned and original read the same, nothing moves.
+Where pruned and original read the same, nothing moves. Behind an operator that was just fitted only the mean
+moves: least squares has chosen the spread, for the batch norm as it is, and what is missing of the original's
+is what the operator cannot tell; blown up to the full variance, the error would grow with it.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ class Recalibrate:
         nodes: in execution order.
         mean, variance: names of the buffers.
         mode: ``corrected`` or ``replaced``.
+        rescale: whether ``corrected`` moves variances, too; not where what they read was just fitted.
         base: the original's statistics, by name: those to correct, also where that was done before.
     """
 
@@ -79,6 +82,7 @@ class Recalibrate:
     variance: str
     mode: str
     base: Mapping[str, torch.Tensor]
+    rescale: bool = True
     _found: Moments = field(default_factory=Moments)
     _wanted: Moments = field(default_factory=Moments)
     _error: float = 0.0
@@ -122,7 +126,8 @@ class Recalibrate:
             # A channel that is constant in the original says nothing of how its variance changed.
             varies = wanted.variance > 1e-12 * (wanted.mean.square() + old_variance.double())
             base = wanted.variance.where(varies, torch.ones_like(variance))
-            variance = old_variance.double() * (variance / base).where(varies, torch.ones_like(variance))
+            ratio = (variance / base).where(varies & self.rescale, torch.ones_like(variance))
+            variance = old_variance.double() * ratio
         if not bool(torch.isfinite(mean).all() and torch.isfinite(variance).all()):
             raise Refusal("its input is not finite on calibration inputs")
         values = {self.mean: mean.to(old_mean.dtype), self.variance: variance.to(old_variance.dtype)}

@@ -56,6 +56,7 @@ class Options:
     ridge: float = 1e-3
     positions: int | None = 64
     add_bias: bool = False
+    residual: bool = True
     seed: int = 0
 
 
@@ -91,13 +92,16 @@ class Refit:
             names = [self.weight] if self.bias is None else [self.weight, self.bias]
             self._old = {name: graph.tensors[name].detach() for name in names}
 
-    def observe(self, node: fx.Node, x: torch.Tensor, target: torch.Tensor, compute: Compute) -> None:
+    def observe(
+        self, node: fx.Node, x: torch.Tensor, target: torch.Tensor, whole: torch.Tensor, compute: Compute
+    ) -> None:
         """Take one batch in.
 
         Args:
             node: which operator.
             x: what it reads in the pruned network.
             target: what it is to give.
+            whole: the values that its error is relative to.
             compute: runs it on other tensors.
 
         Raises:
@@ -109,7 +113,7 @@ class Refit:
                 f"it gives {tuple(found.shape)}, where the plan leaves {tuple(target.shape)} of the original"
             )
         kernel = tuple(self._old[self.weight].shape[2:])
-        values = widened(target) - widened(found), target
+        values = widened(target) - widened(found), whole
         for rows, rest, wanted in form(node).rows(x, values, kernel, self._draw):
             self.gram.add(rows, rest, wanted)
 

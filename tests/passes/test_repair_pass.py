@@ -35,8 +35,10 @@ def run(text: str, graph: Graph, *calibration: torch.Tensor, **options: Any) -> 
 
 def test_in_a_pipeline_it_is_the_function() -> None:
     graph, x = network(), normal(48, 3, 8, 8)
-    pruned, _ = run("prune-channels{macs=0.5}", graph)
-    repaired, notes = run("prune-channels{macs=0.5},repair{ridge=0.01 positions=none}", graph, x)
+    pruned, _ = run("prune-channels{macs=0.5 importance=l2}", graph)
+    repaired, notes = run(
+        "prune-channels{macs=0.5 importance=l2},repair{ridge=0.01 positions=none}", graph, x
+    )
     assert pruned.removal is not None
     wanted = repair(graph, pruned, pruned.removal.plan, [x], ridge=0.01, positions=None)
     assert repaired.fingerprint() == wanted.graph.fingerprint()
@@ -47,7 +49,7 @@ def test_in_a_pipeline_it_is_the_function() -> None:
 
 def test_the_seed_is_the_contexts() -> None:
     graph, x = network(), normal(16, 3, 8, 8)
-    text = "prune-channels{macs=0.5},repair{positions=5}"
+    text = "prune-channels{macs=0.5 importance=l2},repair{positions=5}"
     prints = {run(text, graph, x, seed=seed)[0].fingerprint() for seed in (0, 0, 1)}
     assert len(prints) == 2
 
@@ -61,8 +63,8 @@ def test_nothing_removed_is_said() -> None:
 
 def test_without_data_it_says_what_it_rests_on() -> None:
     graph = network()
-    pruned, _ = run("prune-channels{macs=0.5}", graph)
-    result, notes = run("prune-channels{macs=0.5},repair", graph)
+    pruned, _ = run("prune-channels{macs=0.5 importance=l2}", graph)
+    result, notes = run("prune-channels{macs=0.5 importance=l2},repair", graph)
     assert any("no calibration: 2 operators compensated from batch norms alone" in note for note in notes)
     wanted = repair(graph, pruned, pruned.removal.plan, None).graph  # type: ignore[union-attr]
     assert result.fingerprint() == wanted.fingerprint() != pruned.fingerprint()
@@ -78,7 +80,7 @@ def test_without_data_it_says_what_it_rests_on() -> None:
 )
 def test_calibration_that_cannot_be_used(calibration: list[torch.Tensor], message: str) -> None:
     graph = network()
-    pipeline = Pipeline.parse("prune-channels{macs=0.5},repair")
+    pipeline = Pipeline.parse("prune-channels{macs=0.5 importance=l2},repair")
     with pytest.raises(InputError, match=message):
         pipeline.run(graph, Context(calibration=calibration))
 
@@ -132,7 +134,7 @@ def test_steps_compose_into_one_removal() -> None:
 
 def test_pruning_and_repairing_by_turns_is_held_to_the_first_network() -> None:
     graph, x = network(), normal(128, 3, 8, 8)
-    step = "prune-channels{macs=0.7 align=1},repair"
+    step = "prune-channels{macs=0.7 align=1 importance=l2},repair"
     result, notes = run(f"{step},{step},{step}", graph, x)
     assert not any("target is unknown" in note or "later network" in note for note in notes)
     assert sum("refitted on" in note for note in notes) >= 6
@@ -150,7 +152,7 @@ def test_pruning_and_repairing_by_turns_is_held_to_the_first_network() -> None:
 
 def test_statistics_are_corrected_from_the_first_networks_however_often() -> None:
     graph, x = network(), normal(64, 3, 8, 8)
-    once, _ = run("prune-channels{macs=0.5},repair{ridge=0.0}", graph, x)
+    once, _ = run("prune-channels{macs=0.5 importance=l2},repair{ridge=0.0}", graph, x)
     twice, notes = run("repair{ridge=0.0}", once, x)
     assert not any("target is unknown" in note for note in notes)
     for name in once.buffers:
@@ -174,7 +176,7 @@ def test_without_data_means_are_not_counted_twice() -> None:
 
 def test_weights_fitted_on_inputs_are_not_compensated_without() -> None:
     graph = network()
-    fitted, _ = run("prune-channels{macs=0.5},repair", graph, normal(32, 3, 8, 8))
+    fitted, _ = run("prune-channels{macs=0.5 importance=l2},repair", graph, normal(32, 3, 8, 8))
     again, notes = run("repair", fitted)
     assert again is fitted
     assert any("was fitted on inputs before" in note for note in notes)
@@ -192,7 +194,9 @@ def trained(graph: Graph) -> Graph:
     return module.captured
 
 
-@pytest.mark.parametrize("first", ["prune-channels{macs=0.5}", "prune-channels{macs=0.5},repair"])
+@pytest.mark.parametrize(
+    "first", ["prune-channels{macs=0.5 importance=l2}", "prune-channels{macs=0.5 importance=l2},repair"]
+)
 def test_trained_weights_are_refused(first: str) -> None:
     x = normal(32, 3, 8, 8)
     pruned, _ = run(first, network(), x)
@@ -204,9 +208,9 @@ def test_trained_weights_are_refused(first: str) -> None:
 
 def test_after_training_a_removal_starts_anew() -> None:
     x = normal(64, 3, 8, 8)
-    pruned, _ = run("prune-channels{macs=0.7},repair", network(), x)
+    pruned, _ = run("prune-channels{macs=0.7 importance=l2},repair", network(), x)
     graph = trained(pruned)
-    result, notes = run("prune-channels{macs=0.7},repair", graph, x)
+    result, notes = run("prune-channels{macs=0.7 importance=l2},repair", graph, x)
     assert any("was changed after the removal before" in note for note in notes)
     assert not any("target is unknown" in note for note in notes)
     smaller = graph.apply(result.removal.plan)  # type: ignore[union-attr]
@@ -217,9 +221,9 @@ def test_after_training_a_removal_starts_anew() -> None:
 
 def test_a_network_folded_between_two_removals_is_the_next_ones_target() -> None:
     x = normal(64, 3, 8, 8)
-    pruned, _ = run("prune-channels{macs=0.7},repair", network(), x)
+    pruned, _ = run("prune-channels{macs=0.7 importance=l2},repair", network(), x)
     folded = fold(pruned)
-    result, notes = run("prune-channels{macs=0.7},repair", folded, x)
+    result, notes = run("prune-channels{macs=0.7 importance=l2},repair", folded, x)
     assert any("repaired to a later network" in note for note in notes)
     assert result.removal is not None
     assert result.removal.original.fx is folded.fx
@@ -247,13 +251,13 @@ def with_constant() -> Graph:
     return graphprune.trace(model, normal(4, 3), dynamic_batch=True)
 
 
-@pytest.mark.parametrize("before", ["", "prune-channels{macs=0.8},repair,"])
+@pytest.mark.parametrize("before", ["", "prune-channels{macs=0.8 importance=l2},repair,"])
 def test_a_constant_taken_into_a_bias_is_not_counted_twice(before: str) -> None:
     graph, x = with_constant(), normal(200, 3)
     dead, _ = run(f"{before}remove-dead-channels", graph, x)
     start = run(before[:-1], graph, x)[0] if before else graph
     assert len(dead.tensors["first.bias"]) == len(start.tensors["first.bias"]) - 1
-    result, notes = run("prune-channels{macs=0.7},repair{ridge=0.0}", dead, x)
+    result, notes = run("prune-channels{macs=0.7 importance=l2},repair{ridge=0.0}", dead, x)
     assert not any("target is unknown" in note or "later network" in note for note in notes)
     target = result.removal.original  # type: ignore[union-attr]
     assert error(graph, target, x) < 1e-12
