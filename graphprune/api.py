@@ -18,12 +18,12 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 
+from .calibration import replayed
 from .cost import cost
-from .errors import InputError
 from .graph import Graph, clone_tensor
 from .inputs import undisturbed
 from .instruments import Dump, Recorder
@@ -31,18 +31,63 @@ from .lowering import Calls, Deployment, candidates, deploy, flat_calls, unmeasu
 from .measure import interleaved, ratio
 from .original import Original, at
 from .pipeline import Context, Instrument, Pipeline
+from .plan import Plan
+from .pruning import Pruning, planned
 from .report import AuditSummary, Latency, Report
 from .result import Result
 from .rounding import allow_rounding
 from .target import Target, get
-from .textual import make_pass
 from .verify import Certificate, compare, require
 
-LOSSLESS = "clean-up,fold-constants,remove-dropout,fold-parameters,fold-batch-norm,clean-up"
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of :func:`optimize` for type checkers, but for ``dry_run``."""
+
+    example_kwargs: Mapping[str, Any] | None
+    target: str | Target
+    calibration: Iterable[Any] | None
+    evaluate: Callable[[Any], float] | None
+    macs: float | None
+    params: float | None
+    bytes: float | None
+    latency: float | str | None
+    importance: Any
+    repair: bool
+    steps: int
+    schedule: str
+    callback: Callable[[Any, int], Any] | None
+    dynamic_batch: bool
+    pipeline: str | Pipeline | None
+    backend: str
+    verify: bool
+    measure: bool
+    threads: int | None
+    rounds: int
+    seed: int
+    progress: Callable[[str], None] | None
+    dump: str | Path | None
+
+
+Model = torch.nn.Module | torch.export.ExportedProgram
+
+
+@overload
+def optimize(
+    model: Model, example_inputs: Any = ..., *, dry_run: Literal[True], **options: Unpack[Options]
+) -> Plan: ...
+
+
+@overload
+def optimize(
+    model: Model, example_inputs: Any = ..., *, dry_run: Literal[False] = False, **options: Unpack[Options]
+) -> Result: ...
 
 
 def optimize(
-    model: torch.nn.Module | torch.export.ExportedProgram,
+    model: Model,
     example_inputs: Any = None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
@@ -52,7 +97,13 @@ def optimize(
     macs: float | None = None,
     params: float | None = None,
     bytes: float | None = None,
-    importance: Any = "l2",
+    latency: float | str | None = None,
+    importance: Any = "auto",
+    repair: bool = True,
+    steps: int = 1,
+    schedule: str = "polynomial",
+    callback: Callable[[Any, int], Any] | None = None,
+    dry_run: bool = False,
     dynamic_batch: bool = False,
     pipeline: str | Pipeline | None = None,
     backend: str = "auto",
@@ -63,7 +114,7 @@ def optimize(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     dump: str | Path | None = None,
-) -> Result:
+) -> Result | Plan:
     """Optimise a finished model for a target; the model itself is never changed.
 
     Args:
@@ -75,9 +126,17 @@ def optimize(
         calibration: any iterable of inputs, for passes that need data.
         evaluate: ``module -> float``, larger is better, for passes that search.
         macs, params, bytes: budgets, each a fraction of what the model has (a float up to 1.0) or an
-            absolute number. With one, ``prune-channels`` runs before the lossless pipeline, and the
-            outputs change; by how much is in the report.
+            absolute number. With one, ``prune-channels`` and ``repair`` run before the lossless pipeline, and
+            the outputs change; by how much is in the report.
+        latency: a budget measured on this host instead: a fraction of the unpruned artifact's, or a time
+            (``"5ms"``).
         importance: what ``prune-channels`` ranks positions by (:mod:`graphprune.importance`).
+        repair: refit what is left to what the model computed, without training; on ``calibration``, or
+            without it by what batch norms say.
+        steps: reach the budget in so many rounds of pruning, repair and ``callback``.
+        schedule: ``constant``, ``linear``, ``polynomial`` or ``exponential`` (:mod:`graphprune.schedule`).
+        callback: ``(module, step) -> anything``, the caller's training after each step, from 1.
+        dry_run: change nothing and return the :class:`Plan` of what would go in the last step's budget.
         dynamic_batch: keep the batch size open; proved at batch 1 and 7.
         pipeline: passes as text or as a :class:`Pipeline`; ``None`` is the lossless one, ``LOSSLESS``.
         backend: a backend's name, or ``auto`` for the best one the target allows.
@@ -97,8 +156,13 @@ def optimize(
         BackendError: the runtime cannot lower the graph.
     """
     goal = get(target)
-    steps = _pipeline(pipeline, {"macs": macs, "params": params, "bytes": bytes}, importance)
-    steps.check()
+    pruning = Pruning(
+        {"macs": macs, "params": params, "bytes": bytes, "latency": latency},
+        importance, repair, steps, schedule, callback,
+    )  # fmt: skip
+    calibration = replayed(calibration)
+    passes = pruning.pipeline(pipeline)
+    passes.check()
     tried = candidates(backend, goal)
     say = progress or (lambda line: None)
     with _random_state(seed):
@@ -113,19 +177,22 @@ def optimize(
         if dump is not None:
             instruments.append(Dump(Path(dump)))
         context = Context(goal, calibration, evaluate, seed)
-        final = steps.run(graph, context, instruments)
+        if dry_run:
+            return planned(passes, graph, context, instruments)
+        passes = pruning.pipeline(pipeline, graph)
+        final = passes.run(graph, context, instruments)
         say(f"lower with {', '.join(b.name for b in tried)}")
         deployment = deploy(final.graph, goal, tried, calls=calls, verify=verify, threads=threads)
         for title, certificate in deployment.certificates.items():
             certificates[f"artifact against graph{at(title)}"] = certificate
-        exact = all(step.exact for step in steps)
+        exact = all(step.exact for step in passes)
         certificates.update(_end_to_end(final.graph, deployment, graph, calls, references, exact))
-        latency = _latency(original, deployment, measure, threads, rounds, say)
+        timing = _latency(original, deployment, measure, threads, rounds, say)
     report = Report(
         model=original.name,
         target=goal,
         backend=deployment.backend.name,
-        pipeline=str(steps),
+        pipeline=str(passes),
         inputs=deployment.lowered.inputs,
         outputs=deployment.lowered.outputs,
         example_source=original.source,
@@ -135,7 +202,7 @@ def optimize(
         certificates=certificates,
         audit=AuditSummary.of(deployment.audit()) if deployment.runner is not None else None,
         files={name: len(content) for name, content in deployment.lowered.files.items()},
-        latency=latency,
+        latency=timing,
         versions={"python": platform.python_version(), **deployment.lowered.versions},
         notes=(
             *graph.notes,
@@ -150,23 +217,6 @@ def optimize(
     if final.graph is final.trainable:
         lowered = trainable
     return Result(lowered, trainable, deployment, report)
-
-
-def _pipeline(
-    pipeline: str | Pipeline | None, asked: Mapping[str, float | None], importance: Any
-) -> Pipeline:
-    budgets = {name: value for name, value in asked.items() if value is not None}
-    if not budgets:
-        if pipeline is None:
-            return Pipeline.parse(LOSSLESS)
-        return Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
-    if pipeline is not None:
-        raise InputError(
-            f"both a pipeline and a budget ({', '.join(budgets)}) are given; "
-            "write the budget into the pipeline: prune-channels{macs=0.5},…"
-        )
-    prune = make_pass("prune-channels", {**budgets, "importance": importance})
-    return Pipeline((prune, *Pipeline.parse(LOSSLESS)))
 
 
 def _runner_notes(deployment: Deployment) -> tuple[str, ...]:

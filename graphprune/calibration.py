@@ -152,3 +152,31 @@ class _Batch:
                 ),
                 step,
             )
+
+
+class Replayed:
+    """An iterable that was given once, read as it is asked for and kept, so that several passes can read it.
+
+    >>> numbers = Replayed(iter(range(10**9)))
+    >>> [n for n, _ in zip(numbers, range(3))], next(iter(numbers))
+    ([0, 1, 2], 0)
+    """
+
+    def __init__(self, source: Iterator[Any]):
+        self._source, self._kept = source, list[Any]()
+
+    def __iter__(self) -> Iterator[Any]:
+        place = 0
+        while True:
+            if place == len(self._kept):
+                try:
+                    self._kept.append(next(self._source))
+                except StopIteration:
+                    return
+            yield self._kept[place]
+            place += 1
+
+
+def replayed(calibration: Any) -> Any:
+    """``calibration`` itself if it can be read again and again, else :class:`Replayed`."""
+    return Replayed(calibration) if isinstance(calibration, Iterator) else calibration

@@ -22,6 +22,9 @@ from .target import Target, get
 if TYPE_CHECKING:
     from .plan import Plan
 
+LOSSLESS = "clean-up,fold-constants,remove-dropout,fold-parameters,fold-batch-norm,clean-up"
+"""What ``optimize`` runs when nothing else is asked."""
+
 # What holds of every freshly captured graph.
 INITIAL = frozenset({"float", "batch-norm", "trainable"})
 

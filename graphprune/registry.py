@@ -76,7 +76,9 @@ passes = Registry(
         "prune-channels": "graphprune.passes.prune_channels:PruneChannels",
         "prune-heads": "graphprune.passes.prune_heads:PruneHeads",
         "remove-dead-channels": "graphprune.passes.dead:RemoveDeadChannels",
+        "remove-dead-heads": "graphprune.passes.remove_dead_heads:RemoveDeadHeads",
         "remove-dropout": "graphprune.passes.remove_dropout:RemoveDropout",
+        "train": "graphprune.passes.train:Train",
         "repair": "graphprune.passes.repair:Repair",
     },
 )

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from graphprune.budget import Limits, Share, solve
+from graphprune.budget import RESOURCES, Limits, Share, solve
 from graphprune.errors import PassError
 from graphprune.graph import Graph
 from graphprune.importance import Data
 from graphprune.pipeline import Context, Note, Pass, PassResult
-from graphprune.plan import Plan
+from graphprune.plan import CostModel, Plan
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,13 @@ class PruneChannels(Pass):
     def plan(self, graph: Graph, context: Context) -> tuple[Plan, Note]:
         """What would go, and a note that says how it was chosen; nothing is changed."""
         asked = {"macs": self.macs, "params": self.params, "bytes": self.bytes}
-        budgets = {name: value for name, value in asked.items() if value is not None}
+        # An absolute budget that earlier passes have met already asks for nothing.
+        now = CostModel(graph).totals({})
+        budgets = {
+            name: min(value, now[RESOURCES[name]]) if value > 1 else value
+            for name, value in asked.items()
+            if value is not None
+        }
         if not budgets:
             raise PassError(self.name, "needs a budget: macs, params or bytes")
         channels, linears = context.target.channel_alignment, context.target.linear_alignment

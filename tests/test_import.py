@@ -34,12 +34,12 @@ LAYERS = {
         "runner", "operands",
     ),
     "type": ("axes", "dependency", "drawing"),
-    "plan": ("importance", "plan", "budget"),
+    "plan": ("importance", "plan", "budget", "schedule"),
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "artifact"),
     "measure": ("measure",),
-    "front": ("report", "result", "api", "input_text", "sources", "recipe", "cli"),
+    "front": ("report", "result", "pruning", "api", "input_text", "sources", "recipe", "cli"),
 }  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}
 
