@@ -155,6 +155,8 @@ def print_value(value: Any) -> str:
     if isinstance(value, str):
         bare = _BARE.fullmatch(value) and value not in _WORDS and not _is_number(value)
         return value if bare else json.dumps(value)
+    if callable(value):  # from Python only: shown, never read back, and without an address
+        return f"<{getattr(value, '__qualname__', type(value).__qualname__)}>"
     return repr(value)
 
 
