@@ -34,7 +34,7 @@ return (linear_1,)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -65,29 +65,43 @@ class RemoveDeadChannels(Pass):
 
     def run(self, graph: Graph, context: Context) -> PassResult:
         """Remove what is dead from a copy."""
-        if graph.is_meta:
-            return PassResult(
-                graph, False, (Note("info", "", "the weights have shapes only: nothing is known to be 0"),)
-            )
-        axes = graph.axes
-        values = Constancy(graph)
-        live = Liveness(values)
-        dead = live.suppose([axis.atom for axis in axes.exact])
-        removed: dict[str | Axis, list[int]] = {
-            axis.name: _positions(dead.gone(axis.atom)) for axis in axes.exact if dead.gone(axis.atom).any()
-        }
-        notes = [_changed(axes[str(name)], dead, _saturated(values)) for name in removed]
-        notes += [_spared(axis) for axis in axes.exact if axis.atom in dead.spared]
-        notes += _refused(axes.values(), live.suppose(values.extents.atoms, lenient=True), dead)
-        if not removed:
-            return PassResult(graph, False, (*notes, Note("info", "", "no dead channels to remove")))
-        moved = _with_shares(graph, dead.shares)
-        small = moved.apply(make_plan(moved, removed))
-        # With constants in the biases already, the network just before the cut counts them twice: what a
-        # later repair is held to is what it was before, for nothing that matters was removed here.
-        if graph.removal is None or small.removal.original is not graph.removal.original:  # type: ignore[union-attr]
-            small.removal = None
-        return PassResult(small, True, tuple(notes))
+        return remove_dead(graph, lambda: list(graph.axes.values()), "channels")
+
+
+def remove_dead(graph: Graph, candidates: Callable[[], list[Axis]], what: str) -> PassResult:
+    """Remove the dead positions of some axes from a copy.
+
+    Args:
+        graph: the network.
+        candidates: the axes to look at; of those that are not exact only notes are made. Called once the
+            weights are known to have values.
+        what: what a note calls positions of these axes.
+    """
+    if graph.is_meta:
+        return PassResult(
+            graph, False, (Note("info", "", "the weights have shapes only: nothing is known to be 0"),)
+        )
+    axes, looked = graph.axes, candidates()
+    exact = [axis for axis in looked if axis.kind == "exact"]
+    values = Constancy(graph)
+    live = Liveness(values)
+    dead = live.suppose([axis.atom for axis in exact])
+    removed: dict[str | Axis, list[int]] = {
+        axis.name: _positions(dead.gone(axis.atom)) for axis in exact if dead.gone(axis.atom).any()
+    }
+    notes = [_changed(axes[str(name)], dead, _saturated(values)) for name in removed]
+    notes += [_spared(axis) for axis in exact if axis.atom in dead.spared]
+    followed = {axis.atom for axis in looked} & values.extents.atoms
+    notes += _refused(looked, live.suppose(followed, lenient=True), dead)
+    if not removed:
+        return PassResult(graph, False, (*notes, Note("info", "", f"no dead {what} to remove")))
+    moved = _with_shares(graph, dead.shares)
+    small = moved.apply(make_plan(moved, removed))
+    # With constants in the biases already, the network just before the cut counts them twice: what a
+    # later repair is held to is what it was before, for nothing that matters was removed here.
+    if graph.removal is None or small.removal.original is not graph.removal.original:  # type: ignore[union-attr]
+        small.removal = None
+    return PassResult(small, True, tuple(notes))
 
 
 def _positions(mask: np.ndarray) -> list[int]:

@@ -12,6 +12,7 @@ convolution overlaps unevenly): there fewer taps meet it.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -36,6 +37,10 @@ _CONVOLUTIONS = _TRANSPOSED | {
     aten.conv2d.padding, aten.conv3d.padding,
 }  # fmt: skip
 _PRODUCTS = frozenset({aten.mm.default, aten.matmul.default, aten.addmm.default})
+_FACTORIES = frozenset({
+    aten.arange.default, aten.arange.start, aten.arange.start_step, aten.full.default, aten.ones.default,
+    aten.zeros.default, aten.scalar_tensor.default,
+})  # fmt: skip
 CONTRACTIONS = _CONVOLUTIONS | _PRODUCTS | {aten.linear.default}
 
 
@@ -44,29 +49,33 @@ class Weights:
 
     def __init__(self, graph: Graph):
         self._graph = graph
-        self._known: dict[fx.Node, torch.Tensor | None] = {}
+        self._known: dict[fx.Node, Any] = {}
 
     def of(self, node: Any) -> torch.Tensor | None:
         """The value, or ``None`` where it depends on an input (or is no tensor)."""
-        if not isinstance(node, fx.Node):
-            return None
+        value = self._any(node) if isinstance(node, fx.Node) else None
+        return value if isinstance(value, torch.Tensor) else None
+
+    def _any(self, node: fx.Node) -> Any:
+        """As :meth:`of`, with the several results of a split, too."""
         if node not in self._known:
             self._known[node] = self._value(node)
         return self._known[node]
 
-    def _value(self, node: fx.Node) -> torch.Tensor | None:
+    def _value(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
             value = self._graph.constant(node)
             return None if value is None else value.detach().cpu()
         sources = node.all_input_nodes
-        if node.op != "call_function" or not sources or not is_pure(node):
+        if node.op != "call_function" or not (is_pure(node) or node.target is operator.getitem):
             return None
-        if any(self.of(source) is None for source in sources):
+        if any(self._any(source) is None for source in sources) or not (sources or node.target in _FACTORIES):
             return None
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self.of)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._any)
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": torch.device("cpu")}
         with torch.no_grad():
-            value = node.target(*args, **kwargs)  # type: ignore[operator]
-        return value if isinstance(value, torch.Tensor) else None
+            return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 @dataclass(frozen=True)

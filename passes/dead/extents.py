@@ -24,6 +24,7 @@ from torch import fx
 from graphprune.axes.terms import Atom, Term, leaves, mask, placements, resolve
 from graphprune.cost import size_hint
 from graphprune.graph import Graph
+from graphprune.operands import depends_on_input
 
 from .contractions import CONTRACTIONS
 
@@ -46,7 +47,10 @@ class Extents:
         # Of frozen axes those of a layer's weight are followed, too: a note can tell what is dead there.
         for node in graph.find(*CONTRACTIONS):
             for operand in node.all_input_nodes:
-                if operand.op == "get_attr" and len(self.types(operand)[0]) > 1:
+                weight = operand.op == "get_attr" or (
+                    operand is not node.args[0] and not depends_on_input(operand)
+                )
+                if weight and len(self.types(operand)[0]) > 1:
                     channels = self.types(operand)[0][:2]
                     self._atoms.update(a for term in channels for a in leaves(term) if a in self._by_atom)
 

@@ -124,7 +124,7 @@ def needed_of_einsum(
 def attended(values: Constancy, node: fx.Node) -> Interval:
     """Bounds of ``scaled_dot_product_attention``: those of its value, over the sequence."""
     found = values.of(node.args[2]).over([node.meta["val"].dim() - 2])
-    if argument(node, "attn_mask") is not None:
+    if _may_hide_rows(values, argument(node, "attn_mask")):
         found = found.with_number(0.0)  # a row that sees nothing is 0
     repeats = _repeats(node)
     if repeats != 1 and found.shape[-3] != 1:
@@ -159,6 +159,17 @@ def needed_of_attention(
             x.unflatten(-3, (-1, repeats)).any(-3) if x.shape[-3] != 1 else x for x in (for_key, wanted)
         )
     return for_query, for_key, wanted
+
+
+def _may_hide_rows(values: Constancy, mask: Any) -> bool:
+    """Whether a position may attend to nothing: by a mask that is not known, or that hides a whole row."""
+    if mask is None:
+        return False
+    known = values.weights.of(mask)
+    if known is None:
+        return True
+    seen = known if known.dtype == torch.bool else known > -math.inf
+    return not bool(seen.any(-1).all())
 
 
 def _repeats(node: fx.Node) -> int:
