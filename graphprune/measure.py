@@ -71,6 +71,7 @@ def interleaved(
     warmup: int = 3,
     min_seconds: float = 0.0,
     threads: int | None = None,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
     """Time candidates in turns within this process.
 
@@ -80,6 +81,7 @@ def interleaved(
         warmup: calls of each before timing starts.
         min_seconds: go on until this much time was measured in all.
         threads: torch's intra-operator threads meanwhile (restored afterwards); ``None`` leaves them.
+        pause: seconds of rest before each call, for threads of the one before to stop spinning.
 
     Raises:
         InputError: there is no candidate, or a number makes no sense.
@@ -90,7 +92,7 @@ def interleaved(
             for _ in range(warmup):
                 call()
         turns = {name: partial(_once, call) for name, call in candidates.items()}
-        samples = _rounds(turns, rounds, min_seconds)
+        samples = _rounds(turns, rounds, min_seconds, pause)
     return {name: _timing(values, used) for name, values in samples.items()}
 
 

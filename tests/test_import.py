@@ -38,7 +38,7 @@ LAYERS = {
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "artifact"),
-    "measure": ("measure",),
+    "measure": ("measure", "bracket", "latency"),
     "front": ("report", "result", "pruning", "api", "input_text", "sources", "recipe", "cli"),
 }  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}
