@@ -188,4 +188,7 @@ def _remembering(graph: Graph, pruned: Graph, removal: Removal) -> Graph:
 def _words(record: Record) -> str:
     if record.kind == "statistics":
         return f"statistics of {record.samples} values a channel; the input was off by {record.before:.1%}"
+    if record.kind == "mixing":
+        how = f"too wide to fit: channels mixed as {record.samples} rows of its input say"
+        return f"{how}; relative error {record.before:.2%} → {record.after:.2%}"
     return f"refitted on {record.samples} rows: relative error {record.before:.2%} → {record.after:.2%}"

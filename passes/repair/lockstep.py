@@ -18,6 +18,7 @@ from graphprune.graph import Graph
 from graphprune.runner import Runner
 
 from .match import Cut, Unit, Units
+from .mixing import Mix
 from .rows import operands
 from .targets import Target
 from .units import Record, Refit
@@ -57,15 +58,17 @@ class Lockstep:
             units[number].begin(self._work, self._seed + number)
         order = sorted((node for number in todo for node in units[number].nodes), key=place.__getitem__)
         targets = {node: self._found.target(node) for node in order}
-        before = Runner(self._cut.original, self._calls, [n for t in targets.values() for n in t.before])
+        mixed = [units[n].source for n in todo if isinstance(units[n], Mix)]  # type: ignore[union-attr]
+        wanted = [n for target in targets.values() for n in target.before]
+        before = Runner(self._cut.original, self._calls, [*wanted, *mixed])
         after = Runner(self._work, self._calls, [n for t in targets.values() for n in t.after])
         left = set(todo)
         for node in order:
             number = self._found.of[node]
             unit = units[number]
             target = targets[node]
-            for wanted in target.before:
-                before.advance(wanted)
+            for point in target.before:
+                before.advance(point)
             after.advance(node, inclusive=False)
             try:
                 if number in left:
@@ -79,7 +82,7 @@ class Lockstep:
                 left.discard(number)
                 self._out.add(number)
                 self._found.refuse(unit.nodes, refusal)
-            for done in target.before:
+            for done in (*target.before, *([unit.source] if isinstance(unit, Mix) else [])):
                 before.release(done)
             for done in target.after:
                 after.release(done)
@@ -96,12 +99,18 @@ class Lockstep:
         source: Any = operands(node)[0] if isinstance(unit, Refit) else node.args[0]
         originals = [before.values(n) for n in target.before]
         others = [after.values(n) for n in target.after]
+        if isinstance(unit, Mix):
+            for x, full in zip(after.values(source), before.values(unit.source), strict=True):
+                unit.read(x, full)
+            unit.mix()
         for batch, x in enumerate(after.values(source)):
             cut = [
                 self._cut.value(n, values[batch]) for n, values in zip(target.before, originals, strict=True)
             ]
             wanted, whole = target.value(cut, [values[batch] for values in others])
-            if isinstance(unit, Refit):
+            if isinstance(unit, Mix):
+                unit.compare(wanted, whole, partial(after.compute, node, batch))
+            elif isinstance(unit, Refit):
                 unit.observe(node, x, wanted, whole, partial(after.compute, node, batch))
             else:
                 unit.observe(x, wanted)

@@ -22,6 +22,7 @@ from graphprune.operands import argument, uses
 from graphprune.pipeline import Note
 from graphprune.rewrite import same_tensor
 
+from .mixing import Mix, wide
 from .rows import LINEAR, form, operands, parameter
 from .statistics import Recalibrate
 from .targets import Own, Rest, Target, junction
@@ -29,8 +30,9 @@ from .units import Options, Refit, takes_bias
 
 aten = torch.ops.aten
 
-# The widest least-squares problem that is solved: its matrix of moments takes 512 MiB.
-MAX_COLUMNS = 8192
+# The widest least-squares problem that is solved; its moments take 128 MiB. A wider one needs minutes, and
+# more rows than there are: on CREPE tiny a fit of 5,800 inputs took three times as long, and did worse.
+MAX_COLUMNS = 4096
 
 Unit = Refit | Recalibrate
 
@@ -55,16 +57,18 @@ class Cut:
         """A node's value."""
         return self._cut(value, self.original.typing.dims[node])  # type: ignore[arg-type]
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """A parameter or buffer."""
-        return self._cut(self.original.tensors[name].detach(), self.original.typing.tensors[name])
+    def tensor(self, name: str, only: int | None = None) -> torch.Tensor:
+        """A parameter or buffer, along every dimension or only one."""
+        return self._cut(self.original.tensors[name].detach(), self.original.typing.tensors[name], only)
 
     def gone(self, term: Term) -> np.ndarray:
         """Which positions of a dimension are removed."""
         return ~mask(term, self.masks)
 
-    def _cut(self, value: torch.Tensor, dims: Sequence[Term]) -> torch.Tensor:
+    def _cut(self, value: torch.Tensor, dims: Sequence[Term], only: int | None = None) -> torch.Tensor:
         for dim, term in enumerate(dims):
+            if only not in (None, dim):
+                continue
             keep = mask(term, self.masks)
             if not keep.all():
                 value = value.index_select(dim, torch.from_numpy(np.flatnonzero(keep)).to(value.device))
@@ -109,7 +113,7 @@ class Units:
         self.twin: dict[fx.Node, fx.Node] = {}
         norms = self._statistics(statistics) if statistics != "kept" else []
         fits = self._fits({node for unit in norms for node in unit.nodes})
-        fitted = {node for unit in fits for node in unit.nodes}
+        fitted = {node for unit in fits if not isinstance(unit, Mix) for node in unit.nodes}
         for unit in norms:
             unit.rescale = not all(node.args[0] in fitted for node in unit.nodes)
         units: list[Unit] = [*fits, *norms]
@@ -201,7 +205,22 @@ class Units:
         (bias,) = biases
         absorbed = all(uses(node) == 1 and next(iter(node.users)) in normalised for node in nodes)
         added = self._options.add_bias and all(map(takes_bias, nodes))
-        return Refit(nodes, weight, bias, bias is not None or added or absorbed, self._options)
+        intercept = bias is not None or added or absorbed
+        columns = form(nodes[0]).matrix(self._work.tensors[weight]).shape[1]
+        if columns <= MAX_COLUMNS:
+            return Refit(nodes, weight, bias, intercept, self._options)
+        if len(nodes) > 1:
+            raise Refusal(f"its {columns} inputs are more than the {MAX_COLUMNS} that are fitted, and shared")
+        twin = self.twin[nodes[0]]
+        outputs = {"transposed": 1, "product": 1}.get(form(twin).kind, 0)
+        source, kept, full = wide(
+            self._cut.original, twin, self._cut.gone, self._cut.tensor(weight, only=outputs)
+        )
+        if int(kept.sum()) > MAX_COLUMNS:
+            raise Refusal(f"it has {int(kept.sum())} inputs; at most {MAX_COLUMNS} are fitted")
+        return Mix(
+            nodes, weight, bias, intercept, self._options, source=source, kept=kept.to(full.device), full=full
+        )
 
 
 def _has_weight(graph: Graph, node: fx.Node) -> bool:
@@ -224,12 +243,6 @@ def refit_of(pruned: Graph, node: fx.Node, cut: Cut) -> tuple[str, str | None]:
     outputs = shape.matrix(value).shape[-1] * shape.groups
     if bias is not None and pruned.tensors[bias].shape != (outputs,):
         raise Refusal(f"it adds a {tuple(pruned.tensors[bias].shape)} tensor, not a bias a channel")
-    columns = shape.matrix(value).shape[1]
-    if columns > MAX_COLUMNS:
-        size = 8 * columns**2 / 2**30
-        raise Refusal(
-            f"its {columns} inputs would take {size:.1f} GiB of moments; at most {MAX_COLUMNS} are fitted"
-        )
     unchanged(cut, pruned, (weight, bias))
     return weight, bias
 

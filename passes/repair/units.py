@@ -34,7 +34,7 @@ class Record:
 
     Attributes:
         nodes: the operators, by name.
-        kind: ``weights``, ``statistics`` or ``bias``.
+        kind: ``weights``, ``mixing`` (see :mod:`.mixing`), ``statistics`` or ``bias``.
         where: node, module and source line of the first.
         samples: rows of the regression, or values a channel of the statistics.
         before, after: error of the operators' results on calibration, relative to the original's results
@@ -126,25 +126,42 @@ class Refit:
         old, gram = self._old[self.weight], self.gram
         if not gram.finite:
             raise Refusal("its input or target is not finite on calibration inputs")
-        if gram.residual <= EQUAL.get(old.dtype, 0.0) ** 2 * gram.signal:
-            if self._written:  # by an earlier round, whose input was another
-                graph.set_tensors(self._old)
+        if self.exact(gram.residual, gram.signal):
+            self.restore(graph)
             return None
         change, shift = gram.solve(self.options.ridge, self.intercept)
         shape: Form = form(self.nodes[0])
-        values = {self.weight: old.double() + shape.weight(change, old)}
+        self.write(graph, old.double() + shape.weight(change, old), shift.flatten())
+        signal = gram.signal or math.nan
+        before, after = (math.sqrt(v / signal) for v in (gram.residual, gram.left(change, shift)))
+        return Record(names_of(self.nodes), "weights", graph.where(self.nodes[0]), gram.rows, before, after)
+
+    def exact(self, error: float, signal: float) -> bool:
+        """Whether summed squares of errors are rounding alone."""
+        return error <= EQUAL.get(self._old[self.weight].dtype, 0.0) ** 2 * signal
+
+    def restore(self, graph: Graph) -> None:
+        """Nothing is to repair: take back what an earlier round wrote, whose input was another."""
+        if self._written:
+            graph.set_tensors(self._old)
+
+    def write(self, graph: Graph, weight: torch.Tensor, shift: torch.Tensor) -> None:
+        """Give the operators a weight, and what ``shift`` adds to the bias ``[out]``.
+
+        Raises:
+            Refusal: they are not finite.
+        """
+        old = self._old[self.weight]
+        values = {self.weight: weight}
         if self.bias is not None:
-            values[self.bias] = self._old[self.bias].double() + shift.flatten()
+            values[self.bias] = self._old[self.bias].double() + shift
         values = {name: value.to(old.dtype) for name, value in values.items()}
         if not all(bool(torch.isfinite(value).all()) for value in values.values()):
             raise Refusal(f"the fitted weights would not be finite in {old.dtype}")
         graph.set_tensors(values)
         self._written = True
         if self.bias is None and self.options.add_bias and all(map(takes_bias, self.nodes)):
-            self._add_bias(graph, shift.flatten().to(old.dtype))
-        signal = gram.signal or math.nan
-        before, after = (math.sqrt(v / signal) for v in (gram.residual, gram.left(change, shift)))
-        return Record(names_of(self.nodes), "weights", graph.where(self.nodes[0]), gram.rows, before, after)
+            self._add_bias(graph, shift.to(old.dtype))
 
     def _add_bias(self, graph: Graph, value: torch.Tensor) -> None:
         first, *others = self.nodes
