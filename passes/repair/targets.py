@@ -148,21 +148,22 @@ def junction(graph: Graph, node: fx.Node, base: Mapping[str, torch.Tensor]) -> J
         reader = next(user for user in value.users if not reads_shape_only(user, value))
         if reader.target is aten.add.Tensor:
             mine, other, alpha = reader.args[0], reader.args[1], float(argument(reader, "alpha"))  # type: ignore[arg-type]
-            factor, weight = (1.0, alpha) if mine is value else (alpha, 1.0)
+            times, weight = (1.0, alpha) if mine is value else (alpha, 1.0)
             other = other if mine is value else mine
-            if not _alike(node, other, reader) or factor == 0:
+            if not _alike(node, other, reader) or times == 0:
                 return None
-            return Junction(reader, other, weight, norm, factor * scale, factor * shift)  # type: ignore[arg-type]
+            return Junction(reader, other, weight, norm, times * scale, times * shift)  # type: ignore[arg-type]
         if reader.target is aten.batch_norm.default and value is node:
             affine = _normalisation(graph, reader, base)
             if affine is None:
                 return None
             (scale, shift), norm = affine, reader
         elif reader.target is aten.mul.Tensor:
-            by = graph.constant(next((a for a in reader.args if a is not value), None))
-            if by is None or sizes(reader) != sizes(node):
+            by = next(a for a in reader.args if a is not value)
+            factor = graph.constant(by) if isinstance(by, fx.Node) else torch.tensor(by)
+            if factor is None or sizes(reader) != sizes(node):
                 return None
-            scale, shift = scale * by.detach().double(), shift * by.detach().double()
+            scale, shift = scale * factor.detach().double(), shift * factor.detach().double()
         elif reader.target not in _SAME_IN_EVALUATION:
             return None
         value = reader
