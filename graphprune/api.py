@@ -176,7 +176,7 @@ def optimize(
         instruments: list[Instrument] = [recorder]
         if dump is not None:
             instruments.append(Dump(Path(dump)))
-        context = Context(goal, calibration, evaluate, seed)
+        context = Context(goal, calibration, evaluate, seed, backend, threads)
         if dry_run:
             return planned(passes, graph, context, instruments)
         passes = pruning.pipeline(pipeline, graph)

@@ -54,12 +54,15 @@ class Context:
             arguments each), or ``None``.
         evaluate: ``module -> float``, larger is better, or ``None``.
         seed: for passes that draw random numbers.
+        backend, threads: what a pass that measures latency lowers with; as ``optimize`` takes them.
     """
 
     target: Target = field(default_factory=lambda: get("cpu"))
     calibration: Iterable[Any] | None = None
     evaluate: Callable[[Any], float] | None = None
     seed: int = 0
+    backend: str = "auto"
+    threads: int | None = None
 
 
 class Pass:

@@ -20,7 +20,7 @@ _TOKEN = re.compile(
     r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*")|(?P<symbol>[{}=,\[\]])|(?P<word>[^\s{}=,\[\]"]+))"""
 )
 _WORDS = {"true": True, "false": False, "none": None}
-_BARE = re.compile(r"[A-Za-z_*][\w.*/:-]*")
+_BARE = re.compile(r"[A-Za-z_*0-9][\w.*/:-]*")
 
 
 def parse_pipeline(text: str) -> list[Pass]:

@@ -5,7 +5,9 @@ heads and groups are one mechanism. Importances are listed in :mod:`graphprune.i
 (Li et al., *Pruning Filters for Efficient ConvNets*, ICLR 2017) to the error that the best repair leaves
 (Hassibi and Stork, *Optimal Brain Surgeon*, 1993); they are summed over all coupled parameters (Fang et al.,
 *DepGraph*, CVPR 2023). A budget means what it says: ``macs=0.5`` leaves at most half the
-multiply-accumulates, and more than half if one step less were taken. Widths stay on the target's alignment.
+multiply-accumulates, and more than half if one step less were taken; ``latency=0.5`` leaves an artifact that
+was timed on this host at half the unpruned one's (:mod:`graphprune.latency`). Widths stay on the target's
+alignment.
 
 The rewrite is exact in the sense of certificate 1 (the pruned network equals the original with the
 removed positions zeroed); the outputs change, and by how much is recorded.
@@ -17,10 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from graphprune.budget import RESOURCES, Limits, Share, solve
+from graphprune.budget import RESOURCES, Candidates, Limits, Share, solve
 from graphprune.errors import PassError
 from graphprune.graph import Graph
 from graphprune.importance import Data
+from graphprune.latency import solve as solve_latency
 from graphprune.pipeline import Context, Note, Pass, PassResult
 from graphprune.plan import CostModel, Plan
 
@@ -31,7 +34,9 @@ class PruneChannels(Pass):
 
     Attributes:
         macs, params, bytes: budgets, each a fraction of what the network has (a float up to 1.0) or an
-            absolute number; at least one.
+            absolute number.
+        latency: a budget measured on this host: a fraction of the unpruned artifact's latency, or a time
+            (``"5ms"``); stands alone. One budget is needed.
         importance: a name of :data:`graphprune.importance.NAMES`, a callable ``(graph, axis) -> scores`` from
             Python, or ``auto``: ``reconstruction`` where there are calibration inputs, else ``l2``.
         scope: ``global`` (one queue for all axes), ``local`` (the same share of each) or ``isomorphic`` (the
@@ -53,6 +58,7 @@ class PruneChannels(Pass):
     macs: float | None = None
     params: float | None = None
     bytes: float | None = None
+    latency: float | str | None = None
     importance: Any = "auto"
     scope: str = "global"
     minimum: Share = 0.1
@@ -66,16 +72,16 @@ class PruneChannels(Pass):
 
     def run(self, graph: Graph, context: Context) -> PassResult:
         """A smaller graph, with the plan that led to it."""
-        plan, note = self.plan(graph, context)
+        plan, said = self.plan(graph, context)
         if not plan:
             met = Note("info", "", "the network meets the budget as it is")
-            return PassResult(graph, False, (met,))
+            return PassResult(graph, False, (met, *said[1:]))
         small = graph.apply(plan)
         notes = [Note("changed", row.axis, f"{row.before} → {row.after} positions") for row in plan.rows]
-        return PassResult(small, True, (note, *notes), plan=plan, pruned=small)
+        return PassResult(small, True, (*said, *notes), plan=plan, pruned=small)
 
-    def plan(self, graph: Graph, context: Context) -> tuple[Plan, Note]:
-        """What would go, and a note that says how it was chosen; nothing is changed."""
+    def plan(self, graph: Graph, context: Context) -> tuple[Plan, tuple[Note, ...]]:
+        """What would go, and notes that say how it was chosen and what was measured; nothing is changed."""
         asked = {"macs": self.macs, "params": self.params, "bytes": self.bytes}
         # An absolute budget that earlier passes have met already asks for nothing.
         now = CostModel(graph).totals({})
@@ -84,8 +90,14 @@ class PruneChannels(Pass):
             for name, value in asked.items()
             if value is not None
         }
-        if not budgets:
-            raise PassError(self.name, "needs a budget: macs, params or bytes")
+        if not budgets and self.latency is None:
+            raise PassError(self.name, "needs a budget: macs, params, bytes or latency")
+        if budgets and self.latency is not None:
+            raise PassError(
+                self.name,
+                f"a latency budget stands alone, and {', '.join(budgets)} is given, too; "
+                "put one prune-channels after the other",
+            )
         channels, linears = context.target.channel_alignment, context.target.linear_alignment
         limits = Limits(
             minimum=self.minimum,
@@ -106,7 +118,16 @@ class PruneChannels(Pass):
             )
             words = f"ranked by {importance}: {why}"
         data = Data(context.calibration, self.loss, self.limit)
-        plan = solve(
-            graph, budgets, importance, scope=self.scope, limits=limits, seed=context.seed, data=data
+        chosen = Note("info", "", f"{words}; scope {self.scope}")
+        if self.latency is None:
+            plan = solve(
+                graph, budgets, importance, scope=self.scope, limits=limits, seed=context.seed, data=data
+            )
+            return plan, (chosen,)
+        ranked = Candidates.of(
+            graph, importance, scope=self.scope, limits=limits, seed=context.seed, data=data
         )
-        return plan, Note("info", "", f"{words}; scope {self.scope}")
+        plan, record = solve_latency(
+            graph, self.latency, ranked, context.target, backend=context.backend, threads=context.threads
+        )
+        return plan, (chosen, *(Note("info", "latency", line) for line in record.notes))

@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,8 +19,9 @@ import graphprune
 from graphprune import measure
 from graphprune.bracket import Goal, Samples, bounds, search
 from graphprune.budget import Candidates, Limits
-from graphprune.errors import InputError, TargetError
+from graphprune.errors import InputError, PassError, TargetError
 from graphprune.latency import solve
+from graphprune.pipeline import Context, Pipeline
 from graphprune.plan import Plan
 from graphprune.target import Target, get, host_arch
 
@@ -265,6 +268,59 @@ def test_weights_without_values_are_refused() -> None:
     graph = graphprune.trace(shapes, torch.randn(1, 3, 32, 32, device="meta"))
     with pytest.raises(InputError, match="meta device"):
         solve(graph, 0.5, Candidates.of(graph, "random"), get("cpu"))
+
+
+class Bench:
+    """Stands in for lowering and timing; keeps what it was made with."""
+
+    made: ClassVar[list[tuple[object, ...]]] = []
+    backend = SimpleNamespace(name="fake")
+
+    def __init__(self, graph: graphprune.Graph, target: Target, backend: str, threads: int | None) -> None:
+        self.made.append((target.name, backend, threads))
+
+    __call__ = staticmethod(by_macs)
+
+
+def test_optimize_hands_the_budget_on_and_reports_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphprune.latency._Bench", Bench)
+    Bench.made.clear()
+    result = graphprune.optimize(
+        network(), torch.randn(1, 3, 32, 32), target="cpu", latency="5ms", threads=1, repair=False,
+        backend="onnxruntime", measure=False,
+    )  # fmt: skip
+    assert Bench.made == [("cpu", "onnxruntime", 1)]
+    record = result.report.passes[0]
+    said = [note.message for note in record.notes if note.where == "latency"]
+    assert said[0].startswith("latency budget 5ms: measured 5 of 10 ms (0.500, at most 0.500 asked)")
+    assert said[0].endswith("on fake, 1 threads")
+    assert any(line.startswith("confirmed at") for line in said)
+    assert record.after.macs < record.before.macs
+    assert record.mask is not None
+
+
+def test_a_network_that_is_fast_enough_stays(
+    graph: graphprune.Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphprune.latency._Bench", Bench)
+    step = Pipeline.parse("prune-channels{latency=10ms}").passes[0]
+    result = step.run(graph, Context())
+    assert result.graph is graph
+    assert not result.changed
+    assert "meets the budget as it is" in result.notes[0].message
+    assert "measured 10 of 10 ms" in result.notes[1].message
+
+
+@pytest.mark.parametrize("budget", [0.5, "5ms", "0.8s", "300us"])
+def test_the_pass_prints_its_budget_as_it_is_written(budget: float | str) -> None:
+    text = f"prune-channels{{latency={budget}}}"
+    assert str(Pipeline.parse(text)) == text
+    assert Pipeline.parse(text).passes[0].options() == {"latency": budget}
+
+
+def test_a_latency_stands_alone(graph: graphprune.Graph) -> None:
+    with pytest.raises(PassError, match="a latency budget stands alone, and macs is given, too"):
+        Pipeline.parse("prune-channels{latency=0.5 macs=0.5}").run(graph)
 
 
 def test_a_real_network_meets_its_budget(graph: graphprune.Graph) -> None:
