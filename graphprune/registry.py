@@ -75,6 +75,7 @@ passes = Registry(
         "fold-parameters": "graphprune.passes.fold_parameters:FoldParameters",
         "prune-channels": "graphprune.passes.prune_channels:PruneChannels",
         "prune-heads": "graphprune.passes.prune_heads:PruneHeads",
+        "prune-layers": "graphprune.passes.prune_layers:PruneLayers",
         "remove-dead-channels": "graphprune.passes.dead:RemoveDeadChannels",
         "remove-dead-heads": "graphprune.passes.remove_dead_heads:RemoveDeadHeads",
         "remove-dropout": "graphprune.passes.remove_dropout:RemoveDropout",
