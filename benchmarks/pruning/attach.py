@@ -43,24 +43,27 @@ def kept_places(model: nn.Module, prune: Callable[[nn.Module], None]) -> Places:
         prune: prunes a copy of it in place, by a decision already made.
     """
     found: Places = {}
-    for dim in (0, 1):
+    dim = 0
+    while True:
         marked = copy.deepcopy(model)
-        shapes = {}
+        shapes = {name: parameter.shape for name, parameter in marked.named_parameters()}
         with torch.no_grad():
-            for name, parameter in marked.named_parameters():
-                shapes[name] = parameter.shape
+            for parameter in marked.parameters():
                 if parameter.dim() > dim:
                     view = [-1 if d == dim else 1 for d in range(parameter.dim())]
                     places = torch.arange(parameter.shape[dim], dtype=parameter.dtype)
                     parameter.copy_(places.view(view).expand_as(parameter))
         prune(marked)
+        last = 0
         for name, parameter in marked.named_parameters():
-            if parameter.dim() > dim and parameter.shape[dim] != shapes[name][dim]:
-                first = (
-                    parameter.detach().movedim(dim, 0).flatten(1)[:, 0] if parameter.dim() > 1 else parameter
-                )
-                found.setdefault(name, {})[dim] = first.detach().long().numpy()
-    return found
+            cut = [d for d, size in enumerate(shapes[name]) if parameter.shape[d] != size]
+            last = max([last, *cut])
+            if dim in cut:
+                along = parameter.detach().movedim(dim, 0).reshape(parameter.shape[dim], -1)[:, 0]
+                found.setdefault(name, {})[dim] = along.long().numpy()
+        if dim >= last:
+            return found
+        dim += 1
 
 
 def plan_of(graph: Graph, kept: Places) -> Plan:

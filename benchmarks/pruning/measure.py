@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import graphprune
@@ -14,6 +15,7 @@ from graphprune.cost import cost
 from graphprune.graph import Graph
 
 Found = TypeVar("Found")
+GIVE_UP = 3  # ratios that fail before one succeeds
 
 
 def trace(model: nn.Module, example: tuple[Tensor, ...]) -> Graph:
@@ -28,42 +30,56 @@ def graph_macs(graph: Graph, example: tuple[Tensor, ...]) -> float:
 
 def quick_macs(model: nn.Module, example: tuple[Tensor, ...]) -> float:
     """The same, counted while the network runs: many times faster than tracing, to search with."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # fused attention on a processor passes the counter by
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*example)
     return counter.get_total_flops() / 2 / len(example[0])
 
 
 def least(
-    attempt: Callable[[float], tuple[float, Found]], limit: float, steps: int = 9
+    attempt: Callable[[float], tuple[float, Found]], limit: float, low: float = 0.0, steps: int = 9
 ) -> tuple[float, Found]:
-    """The result of the smallest ratio in [0, 1) whose cost is at most ``limit``.
+    """A ratio and its result, the smallest in [low, 1) that costs at most ``limit``, by bisection.
+
+    The search ends early within 1 % of the limit.
 
     Args:
         attempt: ratio → cost and result.
         limit: of the cost.
-        steps: bisections.
+        low: a ratio that is too small.
+        steps: bisections at most.
 
     Raises:
-        ValueError: no ratio that was tried meets the limit.
+        ValueError: no ratio that was tried meets the limit, with the first reason why one could not be.
     """
-    low, high = 0.0, 1.0
+    high = 1.0
     best: tuple[float, Found] | None = None
-    failure: Exception | None = None
+    failures: list[Exception] = []
     for _ in range(steps):
         ratio = (low + high) / 2
         try:
-            found = attempt(ratio)
-        except (ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:  # too much was asked
-            failure, high = error, ratio
+            cost_of_it, found = attempt(ratio)
+        except (ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:  # maybe too much was asked
+            failures.append(error)
+            high = ratio
+            if len(failures) == GIVE_UP and best is None:
+                break
             continue
-        if found[0] <= limit:
-            best, high = found, ratio
+        if cost_of_it <= limit:
+            best, high = (ratio, found), ratio
+            if cost_of_it >= 0.99 * limit:
+                break
         else:
             low = ratio
     if best is None:
-        reason = f": {type(failure).__name__}: {str(failure).splitlines()[0]}" if failure else ""
+        reason = f": {type(failures[0]).__name__}: {first_line(failures[0])}" if failures else ""
         raise ValueError(f"no ratio meets the budget{reason}")
     return best
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's message."""
+    return (str(error).strip() or "?").splitlines()[0][:120]
 
 
 def recalibrated(model: nn.Module, batches: list[Any], passes: int = 1) -> nn.Module:

@@ -70,8 +70,8 @@ class Variant:
     networks: frozenset[str]
     prune: Callable[[Case, float], tuple[nn.Module, Replay]]
 
-    def to_budget(self, case: Case, macs: float) -> tuple[nn.Module, Replay]:
-        """The network of the smallest ratio that has at most ``macs`` an input.
+    def to_budget(self, case: Case, macs: float, low: float = 0.0) -> tuple[float, tuple[nn.Module, Replay]]:
+        """The smallest ratio above ``low`` that leaves at most ``macs`` an input, and its network.
 
         Raises:
             ValueError: no ratio meets the budget.
@@ -83,7 +83,7 @@ class Variant:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # theirs, about theirs
-            return least(attempt, macs)[1]
+            return least(attempt, macs, low)
 
 
 def gradients(model: nn.Module, split: Split) -> Gradients:

@@ -51,7 +51,7 @@ def _prune(
     import torch_pruning as tp
 
     model = case.copy()
-    counts = _prepare(model, heads)
+    counts = follow_heads(model)
     score = tp.importance.GroupMagnitudeImportance(p=2)
     if importance == "Taylor":
         score = tp.importance.GroupTaylorImportance()
@@ -74,7 +74,7 @@ def _prune(
 
     def replay(other: nn.Module) -> None:
         places = [p.detach().clone() for p in other.parameters()]
-        _prepare(other, heads)
+        follow_heads(other)
         for own, fresh in zip(other.parameters(), case.model.parameters(), strict=True):
             own.data = fresh.detach().clone()  # to be traced with
         graph = tp.DependencyGraph().build_dependency(other, _inputs(case))
@@ -93,12 +93,13 @@ def _inputs(case: Case) -> Any:
     return dict(zip(("input_ids", "attention_mask"), example, strict=True))
 
 
-def _prepare(model: nn.Module, heads: bool) -> dict[nn.Module, int]:
+def follow_heads(model: nn.Module) -> dict[nn.Module, int]:
     """Make attention follow its projections, and list those with their numbers of heads."""
-    counts = {}
+    counts: dict[nn.Module, int] = {}
+    module: Any
     for module in model.modules():
         if hasattr(module, "qkv"):
-            module.forward = _attend.__get__(module)  # type: ignore[method-assign]
+            module.forward = _attend.__get__(module)
             counts[module.qkv] = module.num_heads
         elif hasattr(module, "query"):
             for layer in (module.query, module.key, module.value):
@@ -116,7 +117,8 @@ def _attend(self: Any, x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 
 
 def _finish(model: nn.Module, counts: dict[nn.Module, int]) -> None:
-    """Tell the attention modules what is left of them."""
+    """Set the sizes that forward functions read from attributes, as the readme asks for."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "qkv"):
             module.num_heads = counts[module.qkv]
@@ -125,6 +127,8 @@ def _finish(model: nn.Module, counts: dict[nn.Module, int]) -> None:
             module.num_attention_heads = counts[module.query]
             module.attention_head_size = module.query.out_features // module.num_attention_heads
             module.all_head_size = module.query.out_features
+        elif hasattr(module, "classifier") and hasattr(module, "in_features"):
+            module.in_features = module.classifier.in_features
 
 
 def _ignored(name: str, model: Any, bottleneck: bool) -> list[nn.Module]:

@@ -1,0 +1,78 @@
+"""Pruning without training, ours beside torch-pruning and torch-kirigami.
+
+    GRAPHPRUNE_PEERS=build/peers python -m benchmarks.pruning [--quick] [--networks …] [--methods …]
+
+Networks that are trained here come from the cache of :mod:`benchmarks.pruning.training`, or are trained first
+(half an hour). The other libraries are read from the folder in ``GRAPHPRUNE_PEERS``; see
+:mod:`benchmarks.axes.speed` for how to fill it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import time
+from importlib.metadata import distributions
+from pathlib import Path
+
+import torch
+
+from benchmarks.axes.record import RESULTS, conditions
+from benchmarks.pruning import comparison, networks, training
+from benchmarks.pruning.comparison import BUDGETS, LIBRARIES, NAMES, OURS, Result
+from benchmarks.pruning.table import Rows, summary, write
+
+
+def main() -> None:
+    """Run, print as results come, and write the tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pruning", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--networks", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=training.SEEDS)
+    parser.add_argument(
+        "--budgets", nargs="+", type=float, help="shares of MACs left, instead of each network's"
+    )
+    parser.add_argument("--methods", nargs="+", choices=LIBRARIES, default=LIBRARIES)
+    parser.add_argument("--quick", action="store_true", help="one seed, and no CREPE full")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for module, library in (("torch_pruning", "torch-pruning"), ("torch_kirigami", "torch-kirigami")):
+        if library in given.methods and importlib.util.find_spec(module) is None:
+            parser.error(f"{library} cannot be imported; set GRAPHPRUNE_PEERS, or leave it out of --methods")
+    seeds = given.seeds[:1] if given.quick else given.seeds
+    chosen = [name for name in given.networks if not (given.quick and name == "crepe-full")]
+    started, results = time.perf_counter(), []
+    for name in chosen:
+        for seed in seeds if name in networks.NAMES else (0,):
+            for result in comparison.compare(name, seed, given.budgets or BUDGETS[name], given.methods):
+                results.append(result)
+                print(line(result), flush=True)
+        facts = conditions(("torch", "torchvision", "timm", "transformers")) | _peers() | {
+            "threads": "1", "seeds of networks trained here": ", ".join(map(str, seeds)),
+            "minutes": f"{(time.perf_counter() - started) / 60:.0f}",
+        }  # fmt: skip
+        path = write(Rows(results), facts, given.output, "pruning-quick" if given.quick else "pruning")
+    print(summary(Rows(results)), path, sep="\n\n")
+
+
+def line(result: Result) -> str:
+    """One result, for a reader who waits."""
+    what = ", ".join(
+        part for part in (result.library or "unpruned", result.variant, result.treatment) if part
+    )
+    found = ", ".join(f"{name} {value:.1%}" for name, value in result.metrics.items()) or result.failure
+    left = "" if result.reached is None else f" ({result.reached:.1%} left)"
+    return (
+        f"{result.network} {result.seed} {result.share:5.1%}  {what}: {found}{left}, {result.seconds:.0f} s"
+    )
+
+
+def _peers() -> dict[str, str]:
+    names = set(LIBRARIES) - {OURS}
+    return {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"] in names}
+
+
+if __name__ == "__main__":
+    main()
