@@ -38,6 +38,8 @@ from graphprune.cost import cost
 from graphprune.errors import InputError, PassError
 from graphprune.graph import Graph
 from graphprune.pipeline import Context, Note, Pass, PassResult
+from graphprune.plan import make_plan
+from graphprune.removal import Removal
 
 from .effect import Effect, Measured
 from .residual import Block, drop, residual_blocks
@@ -115,6 +117,9 @@ class PruneLayers(Pass):
             dropped.append(Note("changed", chosen.where, f"dropped, with all so far: {chosen.effect}"))
         if not dropped:
             return PassResult(graph, False, (Note("info", "", "the network meets the budget as it is"),))
+        if current.removal is None:
+            # What a repair fits the rest to: the network with all its blocks, no position of an axis removed.
+            current.removal = Removal.of(graph, make_plan(graph, {}))
         notes = [*dropped, *table, *(Note("refused", where, why) for where, why in refused.items())]
         return PassResult(current, True, (*notes, *(data.notes if data is not None else ())))
 

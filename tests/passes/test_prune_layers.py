@@ -11,7 +11,7 @@ from graphprune.passes.residual import drop, residual_blocks
 from torch import nn
 
 import graphprune
-from graphprune.errors import InputError, PassError
+from graphprune.errors import AxisError, InputError, PassError
 from graphprune.graph import Graph
 from graphprune.instruments import Recorder
 from graphprune.pipeline import Context, PassResult, Pipeline
@@ -277,6 +277,34 @@ def test_ignored_and_in_a_pipeline() -> None:
     assert [n.where.split(" ")[0] for n in record.notes if n.kind == "changed"] == ["add_3"]
     assert record.certificate is not None
     assert record.after.parameters < record.before.parameters
+
+
+def test_what_is_left_can_be_pruned_and_remembers_the_whole() -> None:
+    """What a repair needs: the network with all its blocks, also after more was removed."""
+    graph = trace(stack())
+    result = run(graph, layers=1)
+    removal = result.graph.removal
+    assert removal is not None
+    assert removal.original.fingerprint() == graph.fingerprint()
+    assert not removal.plan
+    smaller = result.graph.apply(result.graph.plan({"2.up.weight[0]": [1, 3]}))
+    assert smaller.tensors["2.up.weight"].shape == (3, STREAM)
+    assert smaller.removal is not None
+    assert dict(smaller.removal.plan.removed) == {"2.up.weight[0]": (1, 3)}
+    assert smaller.removal.original.fingerprint() == graph.fingerprint()
+    again = run(smaller, layers=1)
+    assert again.graph.removal is not None
+    assert again.graph.removal.plan == smaller.removal.plan
+
+
+def test_the_module_trains_and_the_original_cannot_take_it_back() -> None:
+    model = stack()
+    result = run(trace(model), layers=2)
+    module = result.graph.module.train()
+    module(x(3, STREAM)).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+    with pytest.raises(AxisError, match="refused to write back"):
+        result.graph.write_back(model)
 
 
 def test_outputs_of_every_kind() -> None:
