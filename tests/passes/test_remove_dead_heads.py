@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import graphprune
@@ -48,6 +49,53 @@ def test_groups(core: str) -> None:
     assert not remove(model, x(2, 5, STREAM)).changed
     model.out.weight.data[:, head(3)] = 0
     assert shapes(remove(model, x(2, 5, STREAM)).graph, "out.weight") == [(STREAM, 2 * WIDTH)]
+
+
+@pytest.mark.parametrize("kind", ["boolean", "additive", "computed"])
+@pytest.mark.parametrize("hides", [False, True])
+def test_a_known_mask_counts_where_it_hides_a_whole_row(kind: str, hides: bool) -> None:
+    """A row that sees nothing is 0 and not the constant of the head."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = attention(fused=False)
+            seen = torch.ones(5, 5, dtype=torch.bool).tril()
+            seen[2] &= not hides
+            added = torch.zeros(5, 5).double().masked_fill(~seen, -torch.inf)
+            self.mask = nn.Buffer(added if kind == "additive" else seen)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            m, mask = self.inner, self.mask
+            if kind == "computed":
+                place = torch.arange(5)
+                mask = (place[:, None] >= place) & (place[:, None] != (2 if hides else 9))
+            q, k, v = (p(x).view(2, 5, HEADS, WIDTH).transpose(1, 2) for p in (m.q, m.k, m.v))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return m.out(y.transpose(1, 2).reshape(2, 5, -1))
+
+    model: Any = Masked().eval()
+    model.inner.v.weight.data[head(1)] = 0
+    assert remove(model, x(2, 5, STREAM)).changed != hides
+
+
+def test_projections_that_a_split_takes_from_one_weight() -> None:
+    """Cross-attention of torch's own layer: the query's rows and those of key and value."""
+
+    class Cross(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(STREAM, 5, batch_first=True)
+
+        def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+            return self.attention(x, memory, memory, need_weights=False)[0]
+
+    model: Any = randomise(Cross().double())
+    model.attention.in_proj_weight.data[24:26] = 0  # values of head 2: its bias
+    model.attention.out_proj.weight.data[:, 8:10] = 0
+    result = remove(model, x(2, 3, STREAM), x(2, 4, STREAM))
+    (message,) = changes(result).values()
+    assert message == ("2 of 5 removed (positions 2, 4): 1 unread, 1 constant, taken into the bias behind it")
 
 
 def test_other_dead_channels_stay() -> None:
