@@ -54,7 +54,7 @@ class Repair(Pass):
     exact: ClassVar[bool] = False
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
 
-    ridge: float = 1e-3
+    ridge: float = 1e-2
     sweeps: int = 1
     positions: int | None = 64
     limit: int = 512
@@ -103,7 +103,7 @@ def repair(
     plan: Plan,
     calibration: Iterable[object] | None,
     *,
-    ridge: float = 1e-3,
+    ridge: float = 1e-2,
     sweeps: int = 1,
     positions: int | None = 64,
     limit: int = 512,

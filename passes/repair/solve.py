@@ -70,7 +70,7 @@ class Gram:
         if self._xx is None:
             self._begin(x, r)
         self.rows += x.shape[1]
-        self.residual += float(r.square().sum(dtype=torch.float64))
+        self.residual += float(r.double().square().sum())
         self.signal += float(target.square().sum(dtype=torch.float64))
         x, r = x - self._from_x.unsqueeze(1).to(x.dtype), r - self._from_r.unsqueeze(1).to(r.dtype)
         self._xr += x.mT @ r

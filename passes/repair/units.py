@@ -53,7 +53,7 @@ class Record:
 class Options:
     """See :func:`graphprune.passes.repair.repair`."""
 
-    ridge: float = 1e-3
+    ridge: float = 1e-2
     positions: int | None = 64
     add_bias: bool = False
     residual: bool = True

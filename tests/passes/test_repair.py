@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from graphprune.passes.repair import RepairResult, repair
+from graphprune.passes.repair import RepairResult, repair, solve
 from graphprune.passes.repair.rows import Draw
 from graphprune.passes.repair.solve import Gram
 from torch import fx, nn
@@ -294,6 +294,22 @@ def test_of_many_solutions_the_smallest_change_is_taken(rows: int, intercept: bo
         assert np.allclose(shift[group], means[1] - means[0] @ torch.from_numpy(wanted), atol=1e-8)
     left = (r - x @ change - shift.unsqueeze(1)).square().sum()
     assert gram.left(change, shift) == pytest.approx(float(left), abs=1e-9)
+
+
+def test_single_precision_rows_far_from_zero_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solve, "BLOCK", 4)
+    x = (normal(1, 400, 11) + 1000).float()
+    weight, noise = normal(11, 3, seed=2), 0.1 * normal(1, 400, 3, seed=3)
+    r = (x.double() @ weight - 500 + noise).float()
+    gram = Gram()
+    for rows, rest in zip(x.split(150, 1), r.split(150, 1), strict=True):
+        gram.add(rows, rest, rest)
+    for intercept in (True, False):
+        columns = np.hstack([x[0].double().numpy(), np.ones((400, 1))][: 1 + intercept])
+        wanted, left, *_ = np.linalg.lstsq(columns, r[0].double().numpy())
+        change, shift = gram.solve(0.0, intercept)
+        assert np.allclose(change[0], wanted[:11], atol=1e-4)
+        assert gram.left(change, shift) == pytest.approx(left.sum(), rel=1e-3)
 
 
 def test_nothing_removed_nothing_changed() -> None:
