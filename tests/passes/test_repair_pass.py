@@ -159,6 +159,22 @@ def test_statistics_are_corrected_from_the_first_networks_however_often() -> Non
         assert torch.allclose(once.tensors[name], twice.tensors[name], rtol=1e-6, atol=1e-8), name
 
 
+def test_a_bias_that_a_repair_added_is_fitted_again() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6, bias=False), nn.Tanh(), nn.Linear(6, 2))
+    x = normal(200, 3)
+    graph = trace(model, x[:2], dynamic_batch=True)
+    step = Pipeline.parse("repair{add-bias=true}")
+    context = Context(calibration=[x])
+    once = step.run(graph.apply(graph.plan({"0.weight[0]": [1, 2]})), context).graph
+    again = once.apply(once.plan({"0.weight[0]": [0], "2.weight[0]": [3]}))
+    assert again.removal is not None
+    assert set(again.removal.refitted) == {"2.weight", "2.bias", "4.weight", "4.bias"}
+    twice = step.run(again, context).graph
+    assert len(twice.tensors["2.bias"]) == 5
+    assert not torch.equal(twice.tensors["2.bias"], again.tensors["2.bias"])
+    assert error(graph, twice, x) < error(graph, again, x)
+
+
 def test_without_data_means_are_not_counted_twice() -> None:
     model = nn.Sequential(
         nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)
