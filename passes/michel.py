@@ -43,8 +43,6 @@ from .attention import Attention
 Loss = Callable[[nn.Module], Any]
 Tap = tuple[fx.Node, Tensor, Tensor]  # where, the value there, and a 0 that was added to it
 
-PROBES = 4  # random directions an input
-
 
 class Tapped(nn.Module):
     """A graph behind its caller's convention, in evaluation mode, that keeps what its attentions compute.
@@ -96,6 +94,7 @@ def sensitivities(
     *,
     loss: Loss | None = None,
     widths: bool = False,
+    probes: int = 1,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Axis name → scores ``[axis.size]`` in float64.
@@ -107,6 +106,8 @@ def sensitivities(
         loss: from a module, called as the original, to a scalar loss or an iterable of them; the
             expectation is over those, so one for each input is best.
         widths: score the dimensions inside heads and the queries inside groups, too.
+        probes: random directions an input, where there is no loss. Another input is about as dear as another
+            direction, and does more.
         seed: for the random directions.
 
     Raises:
@@ -118,7 +119,7 @@ def sensitivities(
     totals = {name: torch.zeros(axis.size, dtype=torch.float64) for name, axis in axes.items()}
     watched = _watched(layers, widths)
     count = 0
-    steps = _of_loss(tapped, loss) if loss is not None else _of_directions(tapped, calls, seed)
+    steps = _of_loss(tapped, loss) if loss is not None else _of_directions(tapped, calls, probes, seed)
     for samples, gradients in steps:
         for name, places in watched.items():
             signed: Any = 0.0
@@ -159,7 +160,7 @@ def _normalised(layers: Sequence[Attention], scores: dict[str, Tensor], widths: 
 
 
 def _of_directions(
-    tapped: Tapped, calls: Sequence[Sequence[Tensor]], seed: int
+    tapped: Tapped, calls: Sequence[Sequence[Tensor]], probes: int, seed: int
 ) -> Iterator[tuple[int, list[Tap]]]:
     generator = torch.Generator().manual_seed(seed)
     scales: list[float] = []
@@ -171,12 +172,12 @@ def _of_directions(
         samples = next((t.shape[0] for t in call if t.dim()), 1)
         # Every output counts alike, whatever its scale and size: in all calls as in the first one.
         scales = scales or [float(y.detach().float().norm()) or 1.0 for y in outputs]
-        for probe in range(PROBES):
+        for probe in range(probes):
             total: Any = 0.0
             for y, scale in zip(outputs, scales, strict=True):
                 direction = torch.randn(y.shape, generator=generator, dtype=torch.float32)
                 total = total + (y * direction.to(y.device, y.dtype)).sum() / scale
-            yield samples, _gradients(total, tapped.taps, retain=probe + 1 < PROBES)
+            yield samples, _gradients(total, tapped.taps, retain=probe + 1 < probes)
 
 
 def _of_loss(tapped: Tapped, loss: Loss) -> Iterator[tuple[int, list[Tap]]]:

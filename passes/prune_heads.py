@@ -78,7 +78,7 @@ class PruneHeads(Pass):
     minimum: int = 1
     importance: Any = "michel"
     loss: Any = None
-    samples: int = 256
+    samples: int = 128
 
     def run(self, graph: Graph, context: Context) -> PassResult:
         """A smaller graph, with the plan that led to it."""

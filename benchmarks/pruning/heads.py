@@ -71,7 +71,7 @@ def measure(graph: Graph, split: Split) -> list[Point]:
     layers = attentions(graph)
     first = first_calls(split.calibration, RANKED)
     # Ranked once, as in the paper: the scores of the whole network serve every share.
-    michel = sensitivities(graph, layers, first)
+    michel = sensitivities(graph, layers, first, probes=4)
     for order, (importance, seeds) in ORDERS.items():
         ranking: Any = (lambda _, axis: michel[axis.name]) if importance == "michel" else importance
         for seed in seeds:
