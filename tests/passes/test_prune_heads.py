@@ -21,6 +21,7 @@ from graphprune.pipeline import Context, PassResult, Pipeline
 from graphprune.verify import mask_equivalence
 from tests.passes.dead import shapes, x
 from tests.passes.rewriting import assert_same, expected, randomise, refusals, text
+from tests.passes.test_planted import TRANSFORMERS
 
 STREAM = 10
 
@@ -208,6 +209,31 @@ def test_budgets_are_met_and_no_more_than_that(dimensions: bool) -> None:
     assert bool(widths) == dimensions
     run(graph, importance="magnitude", params=0.9)
     run(graph, importance="magnitude", bytes=result.plan.before["bytes"] - 100)
+
+
+def swin() -> tuple[nn.Module, tuple[torch.Tensor, ...], Any]:
+    """Windows, shifted and masked, whose heads have a table of relative positions."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=56, depths=(2, 2), embed_dim=24, num_heads=(2, 4)
+    )
+    return model.eval(), (torch.randn(2, 3, 56, 56),), None
+
+
+@pytest.mark.parametrize("name", [*TRANSFORMERS, "swin"])
+@pytest.mark.parametrize("importance", ["michel", "magnitude"])
+def test_networks_in_use(name: str, importance: str) -> None:
+    """Post-norm and pre-norm, fused and apart, cross-attention, groups, windows."""
+    model, inputs, _ = swin() if name == "swin" else TRANSFORMERS[name]()
+    graph = graphprune.trace(model, inputs)
+    before = [layer.count for layer in attentions(graph)]
+    assert len(before) == {"swin": 4}.get(name, 2)
+    result = run(graph, [inputs], heads=0.4, importance=importance)
+    after = [layer.count for layer in attentions(result.graph)]
+    assert sum(after) <= 0.6 * sum(before) + 1  # a group of two goes at once
+    assert result.graph(*inputs) is not None
 
 
 # ---- importance --------------------------------------------------------------------------------------
