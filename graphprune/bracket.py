@@ -3,10 +3,11 @@
 Latency falls as a network shrinks, but in steps (a runtime's kernels work on whole blocks of channels), and
 two measurements of one network differ. The search keeps a bracket: the most that was removed and was still
 too slow, and the least that was fast enough. It probes between them where a line through both, over MACs,
-meets the limit, and halves the bracket where lines keep landing on one side, as on a staircase. Rounds grow
-as the bracket narrows. What is left at the end is measured afresh, because a probe that was picked for being
-fast is likely to have been lucky: it counts only if the upper confidence bound of its median (order
-statistics, no distribution assumed) is within the limit; otherwise more goes.
+meets the limit, and halves the bracket where lines keep landing on one side, as on a staircase. A probe
+gets more rounds while its confidence bounds enclose the limit. What is left at the end is measured afresh,
+because a probe that was picked for being fast is likely to have been lucky: it counts only if the upper
+confidence bound of its median (order statistics, no distribution assumed) is within the limit; otherwise
+more goes.
 
 >>> staircase = lambda count, rounds: ([1.0 - count // 4 * 0.04] * rounds, [1.0] * rounds)
 >>> found, probes = search(staircase, lambda count: 100 - count, 100, Goal.parse(0.5), tolerance=0.0)
@@ -31,6 +32,7 @@ Samples = tuple[Sequence[float], Sequence[float]]
 ROUNDS = 12
 PROBES = 8
 TOLERANCE = 0.02
+EFFORT = 4  # measurements of one probe, pooled, while its confidence bounds enclose the limit
 CONFIRMATIONS = 3  # measurements of what was chosen, pooled, before it is given up as undecided
 _TIME = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(us|µs|ms|s)\s*")
 _MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
@@ -121,7 +123,7 @@ def search(
         sizes: steps taken → MACs that are left; never rises.
         last: how many steps there are.
         first: how many are taken in any case.
-        rounds: of a probe in a wide bracket; up to three times as many in a narrow one.
+        rounds: of a probe that is clearly fast or slow; up to four times as many near the limit.
         probes: about how many before the best so far is confirmed.
         tolerance: the bracket is narrow enough when its ends differ by this share of their MACs, or its
             fast end is this close to the limit; 0 goes on to a single step.
@@ -170,7 +172,7 @@ class _Search:
                 spent = min(spent, budgeted - 2)
             else:
                 count = self.between(low, high)
-                found = self.probe(count, self.rounds * self.effort(low, high))
+                found = self.decided(count)
                 spent += 1
                 slow = found.ratio.median > self.limit
                 same = self.one_sided > 0 if slow else self.one_sided < 0
@@ -194,10 +196,14 @@ class _Search:
         close = high.ratio.median >= self.limit * (1 - self.tolerance)
         return self.tolerance > 0 and (close or low.share - high.share <= self.tolerance * low.share)
 
-    def effort(self, low: Probe, high: Probe | None) -> int:
-        """How many times the usual rounds: more where the ends are hard to tell apart."""
-        end = high.share if high is not None else self.share(self.last)
-        return 1 + (low.share - end < 0.2) + (low.share - end < 0.05)
+    def decided(self, count: int) -> Probe:
+        """Measure until it is clear on which side of the limit it is, or as clear as it will be."""
+        found = self.probe(count, self.rounds)
+        for _ in range(EFFORT - 1):
+            if not found.bounds[0] <= self.limit <= found.bounds[1]:
+                break
+            found = self.probe(count, self.rounds)
+        return found
 
     def between(self, low: Probe, high: Probe | None) -> int:
         """Where to probe next, strictly inside the bracket."""
@@ -258,6 +264,8 @@ class _Search:
             statistics.median(ours), statistics.median(theirs), len(ratios), fresh,
         )  # fmt: skip
         self.known[count] = found
+        if self.history and self.history[-1].count == count and len(more[0]) < len(ours):
+            self.history.pop()  # the same with fewer rounds
         self.history.append(found)
         return found
 

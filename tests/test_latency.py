@@ -331,7 +331,7 @@ def test_a_real_network_meets_its_budget(graph: graphprune.Graph) -> None:
     )
     assert record.chosen.bounds[1] <= 0.6
     assert record.backend == "onnxruntime"
-    assert len(lines) == len(record.probes)
+    assert len(lines) >= len(record.probes)
     assert 0 < plan.after["macs"] < plan.before["macs"]
     runners = {
         name: graphprune.optimize(module, torch.randn(1, 3, 32, 32), measure=False, verify=False, threads=1)
