@@ -41,6 +41,7 @@ from graphprune.graph import Graph
 from .attention import Attention
 
 Loss = Callable[[nn.Module], Any]
+PIECE = 16  # samples that are differentiated at once
 Tap = tuple[fx.Node, Tensor, Tensor]  # where, the value there, and a 0 that was added to it
 
 
@@ -119,7 +120,7 @@ def sensitivities(
     totals = {name: torch.zeros(axis.size, dtype=torch.float64) for name, axis in axes.items()}
     watched = _watched(layers, widths)
     count = 0
-    steps = _of_loss(tapped, loss) if loss is not None else _of_directions(tapped, calls, probes, seed)
+    steps = _of_loss(tapped, loss) if loss is not None else _of_directions(graph, tapped, calls, probes, seed)
     for samples, gradients in steps:
         for name, places in watched.items():
             signed: Any = 0.0
@@ -160,11 +161,11 @@ def _normalised(layers: Sequence[Attention], scores: dict[str, Tensor], widths: 
 
 
 def _of_directions(
-    tapped: Tapped, calls: Sequence[Sequence[Tensor]], probes: int, seed: int
+    graph: Graph, tapped: Tapped, calls: Sequence[Sequence[Tensor]], probes: int, seed: int
 ) -> Iterator[tuple[int, list[Tap]]]:
     generator = torch.Generator().manual_seed(seed)
     scales: list[float] = []
-    for call in calls:
+    for call in (piece for whole in calls for piece in _pieces(graph, whole)):
         tapped.taps.clear()
         outputs = [y for y in tapped.run(call) if isinstance(y, Tensor) and y.is_floating_point()]
         if not any(y.requires_grad for y in outputs):
@@ -178,6 +179,19 @@ def _of_directions(
                 direction = torch.randn(y.shape, generator=generator, dtype=torch.float32)
                 total = total + (y * direction.to(y.device, y.dtype)).sum() / scale
             yield samples, _gradients(total, tapped.taps, retain=probe + 1 < probes)
+
+
+def _pieces(graph: Graph, call: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """A call in pieces of a few samples, where the batch size is open: gradients keep every activation."""
+    batched = [
+        n.meta["val"].dim() > 0 and not isinstance(n.meta["val"].shape[0], int) for n in graph.placeholders
+    ]
+    size = max((len(t) for t, b in zip(call, batched, strict=True) if b), default=0)
+    if size <= PIECE:
+        yield tuple(call)
+        return
+    for start in range(0, size, PIECE):
+        yield tuple(t[start : start + PIECE] if b else t for t, b in zip(call, batched, strict=True))
 
 
 def _of_loss(tapped: Tapped, loss: Loss) -> Iterator[tuple[int, list[Tap]]]:
