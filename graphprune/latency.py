@@ -29,7 +29,8 @@ from .pipeline import LOSSLESS, Context, Pipeline
 from .plan import Plan
 from .target import Target, host_arch
 
-TURN = 0.05  # seconds that one timed turn of the unpruned network lasts: several slices of a shared processor
+TURN = 0.05  # seconds that a timed turn lasts at least: several slices of a processor that others use, too
+CALLS = 5  # from which the length of a call is taken
 PAUSE = 0.01  # seconds before a turn, for threads of the other session to stop spinning
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,6 @@ class _Bench:
             raise BackendError(f"a latency budget is measured, and the artifact does not run here: {reason}")
         self.lowered[()] = first.lowered
         self.whole = self._open(first.lowered)
-        self.repeat = self._repeat()
 
     def __call__(self, plan: Plan, rounds: int) -> Samples:
         key = tuple(sorted(plan.removed.items()))
@@ -171,13 +171,20 @@ class _Bench:
             self.lowered[key] = self.backend.lower(small, self.target)
         # A session of its own each time: where its memory lies makes a difference of some percent.
         pruned = self._open(self.lowered[key])
+        # Turns of one length: in a shorter one, fewer slices of the processor go to others.
+        ours, theirs = self._repeat(pruned), self._repeat(self.whole)
         timings = interleaved(
-            {"pruned": lambda: self._turn(pruned), "whole": lambda: self._turn(self.whole)},
+            {
+                "pruned": partial(self._turn, pruned, ours),
+                "whole": partial(self._turn, self.whole, theirs),
+            },
             rounds=rounds,
             pause=0.0 if self.threads == 1 else PAUSE,
         )
-        ours, theirs = timings["pruned"].samples, timings["whole"].samples
-        return [ms / self.repeat for ms in ours], [ms / self.repeat for ms in theirs]
+        return (
+            [ms / ours for ms in timings["pruned"].samples],
+            [ms / theirs for ms in timings["whole"].samples],
+        )
 
     def _lossless(self, graph: Graph) -> Graph:
         return Pipeline.parse(LOSSLESS).run(graph, Context(self.target)).graph
@@ -185,13 +192,16 @@ class _Bench:
     def _open(self, lowered: Lowered) -> Runner:
         return self.backend.open(lowered.files, lowered.inputs, lowered.outputs, self.target, self.threads)
 
-    def _turn(self, runner: Runner) -> None:
-        for _ in range(self.repeat):
+    def _turn(self, runner: Runner, repeat: int) -> None:
+        for _ in range(repeat):
             runner(*self.graph.examples)
 
-    def _repeat(self) -> int:
-        """Calls in a turn, so that also a network of microseconds is timed over some milliseconds."""
-        self.whole(*self.graph.examples)
+    def _repeat(self, runner: Runner) -> int:
+        """How many calls a turn takes."""
+        fastest = min(self._once(runner) for _ in range(CALLS))
+        return max(1, round(TURN / fastest))
+
+    def _once(self, runner: Runner) -> float:
         start = time.perf_counter()
-        self.whole(*self.graph.examples)
-        return max(1, round(TURN / max(time.perf_counter() - start, 1e-6)))
+        runner(*self.graph.examples)
+        return max(time.perf_counter() - start, 1e-6)

@@ -21,7 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ from torch import nn
 
 import graphprune
 from benchmarks.axes.record import RESULTS, conditions, table
-from graphprune.measure import Ratio, isolated, ratio
+from graphprune.measure import Ratio, Timing, isolated, ratio
 from graphprune.pipeline import LOSSLESS
 
 THREADS = 1
-TURN = 0.1  # seconds that a timed turn of the unpruned artifact lasts: several slices of a shared processor
+TURN = 0.1  # seconds that a timed turn lasts: several slices of a processor that others use, too
 PAUSE = 0.02
 BUDGETS = (0.7, 0.5)
 HEAD = ("network", "budget", "MACs left", "latency, measured", "met", "unaligned, same MACs",
@@ -138,13 +138,12 @@ def examine(name: str, budget: float, rounds: int) -> Row:
         for label, result in (("whole", whole), ("ours", ours), ("unaligned", odd)):
             places[label] = str(result.save(Path(folder) / label))
         places["whole again"] = places["whole"]
-        once = opened(places["whole"], inputs, 1)
-        once()
-        start = time.perf_counter()
-        once()
-        repeat = max(1, round(TURN / (time.perf_counter() - start)))
-        factories = {label: partial(opened, place, inputs, repeat) for label, place in places.items()}
-        timings = isolated(factories, rounds=rounds, threads=THREADS, pause=PAUSE)
+        # Turns of one length: in a shorter one, fewer slices of the processor go to others.
+        calls = {label: _calls(place, inputs) for label, place in places.items()}
+        calls["whole again"] = calls["whole"]
+        factories = {label: partial(opened, place, inputs, calls[label]) for label, place in places.items()}
+        turns = isolated(factories, rounds=rounds, threads=THREADS, pause=PAUSE)
+        timings = {label: _each(timing, calls[label]) for label, timing in turns.items()}
     before = whole.report.original.macs
     notes = [note.message for note in ours.report.passes[0].notes if note.where == "latency"]
     return Row(
@@ -153,11 +152,33 @@ def examine(name: str, budget: float, rounds: int) -> Row:
         unaligned=ratio(timings["unaligned"], timings["whole"]),
         ours_to_unaligned=ratio(timings["ours"], timings["unaligned"]),
         noise=ratio(timings["whole again"], timings["whole"]),
-        unpruned_ms=timings["whole"].median_ms / repeat,
+        unpruned_ms=timings["whole"].median_ms,
         rounds=rounds,
         search=notes,
         conditions=conditions(("torch", "onnxruntime")),
     )  # fmt: skip
+
+
+def _calls(directory: str, inputs: tuple[torch.Tensor, ...]) -> int:
+    """How many calls of an artifact fill a turn."""
+    once = opened(directory, inputs, 1)
+    lasted = []
+    for _ in range(10):
+        start = time.perf_counter()
+        once()
+        lasted.append(time.perf_counter() - start)
+    return max(1, round(TURN / min(lasted)))
+
+
+def _each(turn: Timing, calls: int) -> Timing:
+    """The timing of one call, from that of a turn of several."""
+    return replace(
+        turn,
+        median_ms=turn.median_ms / calls,
+        low_ms=turn.low_ms / calls,
+        high_ms=turn.high_ms / calls,
+        samples=tuple(ms / calls for ms in turn.samples),
+    )
 
 
 def write(rows: list[Row]) -> Path:
