@@ -14,7 +14,10 @@ change of the output relative to the output, and can be added.
 Positions go greedily, cheapest first, and ``H^-1`` and ``B`` follow each removal: of two channels that say
 the same one is free, the second is not. An axis that several operators read costs the sum of what it costs
 in each. Kernel taps count as outputs of their own, so that the matrices are as wide as the axis, whatever
-the kernel. An axis that nothing reads linearly (the width of queries and keys) costs the squared first-order
+the kernel. From few samples ``H`` says that channels can stand in for each other which only seem to; it is
+shrunk towards a multiple of the identity by as much as their number asks for (:func:`shrinkage`).
+
+An axis that nothing reads linearly (the width of queries and keys) costs the squared first-order
 change of the output when its positions are zeroed, one by one.
 """
 
@@ -36,7 +39,7 @@ from .readers import Linear, linears
 if TYPE_CHECKING:
     from ..graph import Graph
 
-RIDGE = 1e-3  # of the mean variance, as repair takes by default
+RIDGE = 1e-3  # of the mean variance, at least
 ROUNDS = 128  # an axis is taken apart in at most so many rounds
 
 
@@ -98,6 +101,7 @@ class Moments:
         self._gg: torch.Tensor | None = None
         self._x: torch.Tensor
         self._rows = self._gradients = self._calls = 0
+        self._independent = 0.0
 
     def read(self, value: torch.Tensor) -> None:
         """Take in what the operator reads."""
@@ -108,6 +112,8 @@ class Moments:
         self._x += x.sum(0)
         self._rows += len(x)
         self._calls += 1
+        # Places of one image say less than as many images would; between one and all of them, the root.
+        self._independent += (len(x) * value.shape[0]) ** 0.5 if value.dim() > 1 else 1
 
     def differentiated(self, gradient: torch.Tensor) -> None:
         """Take in the gradient at the operator's output."""
@@ -133,9 +139,23 @@ class Moments:
             inside[columns, columns] = True
         if groups > 1:
             covariance = covariance * inside
-        ridge = RIDGE * covariance.diagonal().mean().clamp_min(1e-30)
-        covariance.diagonal().add_(ridge)
+        ridge = max(RIDGE, shrinkage(covariance, self._independent))
+        covariance.diagonal().add_(ridge * covariance.diagonal().mean().clamp_min(1e-30))
         return torch.cholesky_inverse(torch.linalg.cholesky(covariance)), weighted
+
+
+def shrinkage(covariance: torch.Tensor, samples: float) -> float:
+    """How much of the mean variance to add to the diagonal of a covariance ``[p, p]`` of so many samples.
+
+    The oracle approximating shrinkage of Chen et al., *Shrinkage Algorithms for MMSE Covariance Estimation*,
+    2010, eq. 23, ``rho``, as ``rho / (1 - rho)``: the factor of the rest of the sum changes nothing in an order.
+    """
+    width = len(covariance)
+    total, squares = float(covariance.trace()) ** 2, float(covariance.square().sum())
+    spread = (samples + 1 - 2 / width) * (squares - total / width)
+    share = ((1 - 2 / width) * squares + total) / spread if spread > 0 else 1.0
+    share = min(share, 0.5)
+    return share / (1 - share)
 
 
 def _eliminated(axis: Axis, readers: Sequence[Moments]) -> Ranking:

@@ -60,7 +60,8 @@ def distances(graph: Graph, axes: Sequence[Axis]) -> dict[str, torch.Tensor]:
     for name, weight, dim, inside in _members(graph, totals):
         del name
         for axis_name, index in inside:
-            slices = weight.detach().double().movedim(dim, 0).flatten(1).cpu()
+            slices = weight.detach().double().movedim(dim, 0).cpu()
+            slices = slices.reshape(len(slices), -1)
             order = torch.argsort(index[index >= 0], stable=True)
             vectors = slices[index >= 0][order].reshape(totals[axis_name].numel(), -1)
             found = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").sum(1)

@@ -26,6 +26,7 @@ True
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
@@ -54,7 +55,7 @@ class Repair(Pass):
     exact: ClassVar[bool] = False
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
 
-    ridge: float = 1e-2
+    ridge: float | None = None
     sweeps: int = 1
     positions: int | None = 64
     limit: int = 512
@@ -103,7 +104,7 @@ def repair(
     plan: Plan,
     calibration: Iterable[object] | None,
     *,
-    ridge: float = 1e-2,
+    ridge: float | None = None,
     sweeps: int = 1,
     positions: int | None = 64,
     limit: int = 512,
@@ -120,7 +121,8 @@ def repair(
         plan: what was removed.
         calibration: any iterable of inputs, a tensor, a tuple of positional or a dict of keyword arguments
             each; no labels. ``None`` for the repair without data, :func:`.data_free.compensate`.
-        ridge: strength of the pull towards the weights at hand, relative to the mean variance of the input.
+        ridge: strength of the pull towards the weights at hand, relative to the mean variance of the input;
+            ``None`` chooses it for each operator, by a fifth of the samples that are held back.
         sweeps: rounds over the network; more than one changes only weights used more than once.
         positions: how many output positions of an image, or tokens of a sequence, enter a fit; ``None``
             for all.
@@ -137,7 +139,7 @@ def repair(
         InputError: calibration is empty, not finite or does not fit, or an option is out of range.
         AxisError: the plan is not one for ``original``.
     """
-    if ridge < 0:
+    if ridge is not None and ridge < 0:
         raise InputError(f"ridge must not be negative, got {ridge}")
     if sweeps < 1 or (positions is not None and positions < 1):
         raise InputError(f"sweeps and positions must be at least 1, got {sweeps} and {positions}")
@@ -191,4 +193,6 @@ def _words(record: Record) -> str:
     if record.kind == "mixing":
         how = f"too wide to fit: channels mixed as {record.samples} rows of its input say"
         return f"{how}; relative error {record.before:.2%} → {record.after:.2%}"
-    return f"refitted on {record.samples} rows: relative error {record.before:.2%} → {record.after:.2%}"
+    strength = "" if math.isnan(record.ridge) else f", ridge {record.ridge:g}"
+    errors = f"{record.before:.2%} → {record.after:.2%}"
+    return f"refitted on {record.samples} rows{strength}: relative error {errors}"

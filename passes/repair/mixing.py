@@ -31,6 +31,7 @@ from graphprune.axes.terms import Product, resolve
 from graphprune.graph import Graph
 
 from .rows import CHUNK, form, operands
+from .solve import RIDGE
 from .units import Compute, Record, Refit, widened
 
 
@@ -115,7 +116,7 @@ class Mix(Refit):
         """
         if not self.gram.finite:
             raise Refusal("its input or target is not finite on calibration inputs")
-        change, _ = self.gram.solve(self.options.ridge, True)
+        change, _ = self.gram.solve(RIDGE if self.options.ridge is None else self.options.ridge, True)
         mixture = change[0]  # [kept, channels]
         mixture[torch.arange(len(mixture)), self.kept.nonzero().flatten()] += 1
         full, old = widened(self.full), self._old[self.weight]

@@ -33,6 +33,11 @@ import torch
 # Of the symmetric matrix of moments, only the blocks on and above the diagonal are summed.
 BLOCK = 1024
 
+# What is tried where the samples themselves decide; half as many for matrices wider than WIDE.
+RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+WIDE = 2048
+RIDGE = 1e-2  # where too few samples are there to hold some back
+
 # Eigenvalues below this share of the largest are rounding, not data; also what a Cholesky factor may span.
 RANK = 1e-13
 
@@ -57,18 +62,21 @@ class Gram:
     _x: torch.Tensor = field(default=None, repr=False)  # type: ignore[assignment]
     _r: torch.Tensor = field(default=None, repr=False)  # type: ignore[assignment]
 
-    def add(self, x: torch.Tensor, r: torch.Tensor, target: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor, r: torch.Tensor, target: torch.Tensor, like: Gram | None = None) -> None:
         """Take samples in.
 
         Args:
             x: ``[groups, rows, columns]``, what the operator reads.
             r: ``[groups, rows, outputs]``, what its weights leave over.
             target: any shape, the values the operator is to give, for the relative error.
+            like: count from the same means as this one, if it has begun, so that both can be merged.
         """
         if x.dtype not in (torch.float32, torch.float64) or r.dtype != x.dtype:
             x, r = x.double(), r.double()
         if self._xx is None:
             self._begin(x, r)
+            if like is not None and like._xx is not None:
+                self._from_x, self._from_r = like._from_x, like._from_r
         self.rows += x.shape[1]
         self.residual += float(r.double().square().sum())
         self.signal += float(target.square().sum(dtype=torch.float64))
@@ -82,6 +90,22 @@ class Gram:
             for behind in range(start, x.shape[2], BLOCK):
                 columns = slice(behind, behind + BLOCK)
                 self._xx[:, rows, columns] += left @ x[:, :, columns]
+
+    def merged(self, other: Gram) -> Gram:
+        """Both as one; the other was counted from this one's means, or is empty."""
+        if not other.rows:
+            return self
+        names = ("rows", "residual", "signal", "_xx", "_xr", "_x", "_r")
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Gram(_from_x=self._from_x, _from_r=self._from_r, **sums)
+
+    def chosen_ridge(self, held: Gram, intercept: bool) -> float:
+        """Of :data:`RIDGES` the one that, fitted to these samples, leaves least of those held back."""
+        if not held.rows:
+            return RIDGE
+        candidates = RIDGES if self._xx.shape[1] <= WIDE else RIDGES[1::2]
+        left = [held.left(*self.solve(ridge, intercept)) for ridge in candidates]
+        return candidates[min(range(len(left)), key=left.__getitem__)]
 
     def _begin(self, x: torch.Tensor, r: torch.Tensor) -> None:
         groups, _, columns = x.shape

@@ -9,6 +9,7 @@ batch norms.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ from .rows import PRODUCTS, Draw, Form, form
 from .solve import Gram
 
 aten = torch.ops.aten
+
+HELD = 5  # one sample in so many is held back
 
 # Two values whose difference is below this share of their size are one, up to rounding (amplitudes).
 EQUAL = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -39,6 +42,7 @@ class Record:
         samples: rows of the regression, or values a channel of the statistics.
         before, after: error of the operators' results on calibration, relative to the original's results
             (root of summed squares); for statistics, ``before`` is that of the input and ``after`` is NaN.
+        ridge: that the weights were fitted with, else NaN.
     """
 
     nodes: tuple[str, ...]
@@ -47,13 +51,14 @@ class Record:
     samples: int
     before: float
     after: float
+    ridge: float = math.nan
 
 
 @dataclass(frozen=True)
 class Options:
     """See :func:`graphprune.passes.repair.repair`."""
 
-    ridge: float = 1e-2
+    ridge: float | None = None
     positions: int | None = 64
     add_bias: bool = False
     residual: bool = True
@@ -81,12 +86,14 @@ class Refit:
     intercept: bool
     options: Options
     gram: Gram = field(default_factory=Gram)
+    held: Gram = field(default_factory=Gram)
     _old: dict[str, torch.Tensor] = field(default_factory=dict)
     _written: bool = False
 
     def begin(self, graph: Graph, seed: int) -> None:
         """Forget what was seen; the weights of the first time stay those to shrink towards."""
-        self.gram = Gram()
+        self.gram, self.held, self._seen = Gram(), Gram(), Counter[fx.Node]()
+        self._draw_held = Draw(self.options.positions, seed)
         self._draw = Draw(self.options.positions, seed)
         if not self._old:
             names = [self.weight] if self.bias is None else [self.weight, self.bias]
@@ -113,9 +120,25 @@ class Refit:
                 f"it gives {tuple(found.shape)}, where the plan leaves {tuple(target.shape)} of the original"
             )
         kernel = tuple(self._old[self.weight].shape[2:])
-        values = widened(target) - widened(found), whole
-        for rows, rest, wanted in form(node).rows(x, values, kernel, self._draw):
-            self.gram.add(rows, rest, wanted)
+        values = [widened(target) - widened(found), whole]
+        batched = x.dim() >= (len(kernel) + 2 if kernel else 2)
+        fitted, held = self._parts(node, x.shape[0] if batched else 1)
+        for gram, part, draw in ((self.gram, fitted, self._draw), (self.held, held, self._draw_held)):
+            if len(part) == 0:
+                continue
+            everything = not batched or len(part) == x.shape[0]
+            inputs, outputs = (x, values) if everything else (x[part], [v[part] for v in values])
+            for rows, rest, wanted in form(node).rows(inputs, outputs, kernel, draw):
+                gram.add(rows, rest, wanted, self.gram)
+
+    def _parts(self, node: fx.Node, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which samples of a batch are fitted, and which held back to choose the ridge by."""
+        samples = torch.arange(size)
+        if self.options.ridge is not None:
+            return samples, samples[:0]
+        back = (samples + self._seen[node]) % HELD == HELD - 1
+        self._seen[node] += size
+        return samples[~back], samples[back]
 
     def settle(self, graph: Graph) -> Record | None:
         """Solve and write the weights into ``graph``; ``None`` where there is nothing to repair.
@@ -123,18 +146,25 @@ class Refit:
         Raises:
             Refusal: the samples do not allow it.
         """
-        old, gram = self._old[self.weight], self.gram
+        old, gram = self._old[self.weight], self.gram.merged(self.held)
         if not gram.finite:
             raise Refusal("its input or target is not finite on calibration inputs")
         if self.exact(gram.residual, gram.signal):
             self.restore(graph)
             return None
-        change, shift = gram.solve(self.options.ridge, self.intercept)
+        ridge = self._ridge()
+        change, shift = gram.solve(ridge, self.intercept)
         shape: Form = form(self.nodes[0])
         self.write(graph, old.double() + shape.weight(change, old), shift.flatten())
         signal = gram.signal or math.nan
         before, after = (math.sqrt(v / signal) for v in (gram.residual, gram.left(change, shift)))
-        return Record(names_of(self.nodes), "weights", graph.where(self.nodes[0]), gram.rows, before, after)
+        return Record(
+            names_of(self.nodes), "weights", graph.where(self.nodes[0]), gram.rows, before, after, ridge
+        )
+
+    def _ridge(self) -> float:
+        given = self.options.ridge
+        return self.gram.chosen_ridge(self.held, self.intercept) if given is None else given
 
     def exact(self, error: float, signal: float) -> bool:
         """Whether summed squares of errors are rounding alone."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 from graphprune.passes.repair import RepairResult, repair, solve
 from graphprune.passes.repair.rows import Draw
-from graphprune.passes.repair.solve import Gram
+from graphprune.passes.repair.solve import RIDGES, Gram
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -521,8 +521,8 @@ def test_a_bias_is_added_only_where_allowed() -> None:
     graph = trace(model, x)
     plan = graph.plan(ratio=0.5)
     small = graph.apply(plan)
-    without = repair(graph, small, plan, [x]).graph
-    result = repair(graph, small, plan, [x], add_bias=True)
+    without = repair(graph, small, plan, [x], ridge=0.01).graph
+    result = repair(graph, small, plan, [x], ridge=0.01, add_bias=True)
     assert set(without.tensors) == set(small.tensors)
     assert set(result.graph.tensors) - set(small.tensors) == {"2.bias"}
     assert isinstance(result.graph.tensors["2.bias"], nn.Parameter)
@@ -591,3 +591,25 @@ def test_refusals_say_why() -> None:
     assert "its weight is computed, by" in reasons
     assert "lstm.input (lstm) is no convolution and no product with a matrix" in reasons
     assert not result.changed
+
+
+# ---- the ridge that held-back samples choose ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [24, 2000])
+def test_of_the_ridges_the_one_is_taken_that_leaves_least_of_what_was_held_back(samples: int) -> None:
+    """Few noisy samples ask for a strong ridge, many for a weak one; every candidate is tried by hand."""
+    x = normal(samples, 12)
+    model = nn.Sequential(nn.Linear(12, 40), nn.Tanh(), nn.Linear(40, 6))
+    graph = graphprune.trace(model.double().eval(), x[:2], dynamic_batch=True)
+    plan = graph.plan(ratio=0.5)
+    small = graph.apply(plan)
+    record = next(r for r in repair(graph, small, plan, [x], limit=samples).records if r.kind == "weights")
+    back = np.arange(samples) % 5 == 4
+    left = {}
+    for ridge in RIDGES:
+        fitted = repair(graph, small, plan, [x[~back]], ridge=ridge, limit=samples).graph
+        left[ridge] = error(graph, fitted, x[back])
+    assert record.ridge == min(left, key=left.__getitem__)
+    assert record.samples == samples
+    assert record.ridge in ((0.0001, 0.001) if samples == 2000 else RIDGES[2:])
