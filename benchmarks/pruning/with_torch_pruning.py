@@ -5,7 +5,9 @@ or by Taylor expansion of the loss; one ratio for every layer (*uniform*), one r
 (*global*), or one over layers of the same kind (*isomorphic*, Fang et al. 2024). The layer that gives the
 outputs is ignored. For transformers it is what the library's own scripts do: fused projections are listed
 with their numbers of heads, the attention's sizes are set anew afterwards, and either dimensions of every
-head go or whole heads; *bottleneck* keeps the width of the residual stream.
+head go or whole heads; *bottleneck* keeps the width of the residual stream. CREPE's last convolution is
+ignored, too: it is flattened with its channels innermost, and the classifier would lose other columns than
+those of the removed channels.
 """
 
 from __future__ import annotations
@@ -139,6 +141,8 @@ def _ignored(name: str, model: Any, bottleneck: bool) -> list[nn.Module]:
             layers += [layer.attention.output, layer.output]
         return layers
     last: list[nn.Module] = [[m for m in model.modules() if isinstance(m, nn.Linear)][-1]]
+    if name.startswith("crepe"):
+        last.append(model.crepe.conv6)
     if bottleneck:
         last.append(model.patch_embed.proj)
         for block in model.blocks:
