@@ -32,6 +32,7 @@ Samples = tuple[Sequence[float], Sequence[float]]
 ROUNDS = 12
 PROBES = 8
 TOLERANCE = 0.02
+MARGIN = 0.02  # one and the same artifact differs by that from process to process: where its memory lies
 EFFORT = 4  # measurements of one probe, pooled, while its confidence bounds enclose the limit
 CONFIRMATIONS = 3  # measurements of what was chosen, pooled, before it is given up as undecided
 _TIME = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(us|µs|ms|s)\s*")
@@ -115,6 +116,7 @@ def search(
     rounds: int = ROUNDS,
     probes: int = PROBES,
     tolerance: float = TOLERANCE,
+    margin: float = MARGIN,
 ) -> tuple[Probe, tuple[Probe, ...]]:
     """The least count of steps whose measured latency meets the goal, and every probe in order.
 
@@ -127,13 +129,15 @@ def search(
         probes: about how many before the best so far is confirmed.
         tolerance: the bracket is narrow enough when its ends differ by this share of their MACs, or its
             fast end is this close to the limit; 0 goes on to a single step.
+        margin: share of the limit that is kept free, for what one process cannot know of another.
 
     Raises:
         InputError: nothing meets the goal; names the closest.
     """
-    if rounds < 1 or probes < 1 or not 0 <= tolerance < 1:
-        raise InputError(f"cannot search with rounds={rounds}, probes={probes}, tolerance={tolerance}")
-    state = _Search(measure, sizes, first, last, goal, rounds, tolerance)
+    if rounds < 1 or probes < 1 or not 0 <= tolerance < 1 or not 0 <= margin < 1:
+        options = f"rounds={rounds}, probes={probes}, tolerance={tolerance}, margin={margin}"
+        raise InputError(f"cannot search with {options}")
+    state = _Search(measure, sizes, first, last, goal, rounds, tolerance, margin)
     return state.run(probes), tuple(state.history)
 
 
@@ -146,6 +150,7 @@ class _Search:
     goal: Goal
     rounds: int
     tolerance: float
+    margin: float
     history: list[Probe] = field(default_factory=list)
     known: dict[int, Probe] = field(default_factory=dict)
     samples: dict[int, tuple[list[float], list[float]]] = field(default_factory=dict)
@@ -156,7 +161,7 @@ class _Search:
     def run(self, budgeted: int) -> Probe:
         whole = self.probe(0, self.rounds)
         self.whole_ms = whole.whole_ms
-        if self.first == 0 and self.limit >= 1:
+        if self.first == 0 and self.limit >= 1 - self.margin:
             return whole
         spent = 0
         while True:
@@ -180,14 +185,21 @@ class _Search:
 
     @property
     def limit(self) -> float:
-        """What the ratio may be."""
-        return self.goal.share if self.goal.share is not None else (self.goal.ms or 0.0) / self.whole_ms
+        """What the ratio may be, with the margin taken off."""
+        asked = self.goal.share if self.goal.share is not None else (self.goal.ms or 0.0) / self.whole_ms
+        return asked * (1 - self.margin)
 
     def bracket(self) -> tuple[Probe, Probe | None]:
         """The slow end, and the fast one if there is any yet."""
         slow = [c for c, p in self.known.items() if p.ratio.median > self.limit or c in self.refused]
         low = self.known[max([0, *slow])]
-        fast = [count for count in self.known if count > low.count]
+        # What is hardly smaller than one that was refused would only be tried until it is lucky.
+        below = low.share * (1 - self.tolerance) if low.count in self.refused else low.share
+        fast = [
+            count
+            for count, probe in self.known.items()
+            if count > low.count and (probe.share <= below or count == self.last)
+        ]
         return low, self.known[min(fast)] if fast else None
 
     def narrow(self, low: Probe, high: Probe) -> bool:
@@ -222,7 +234,7 @@ class _Search:
             return (first + last + 1) // 2
         share = low.share - (slow - aim) * run / rise
         if low.count in self.refused:
-            share = min(share, low.share - self.tolerance / 2)
+            share = min(share, low.share * (1 - self.tolerance))
         return max(first, min(last, self.at(share, first, last)))
 
     def at(self, share: float, low: int, high: int) -> int:

@@ -81,6 +81,7 @@ def solve(
     rounds: int = bracket.ROUNDS,
     probes: int = bracket.PROBES,
     tolerance: float = bracket.TOLERANCE,
+    margin: float = bracket.MARGIN,
     measure: Callable[[Plan, int], Samples] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[Plan, LatencyRecord]:
@@ -93,7 +94,7 @@ def solve(
         target: what it is lowered for; must be this host.
         backend: a backend's name, or ``auto``.
         threads: of the runtime; ``None`` is its default.
-        rounds, probes, tolerance: see :func:`graphprune.bracket.search`.
+        rounds, probes, tolerance, margin: see :func:`graphprune.bracket.search`.
         measure: (plan, rounds) → samples; by default lowers and times.
         progress: called with a line of text before each measurement.
 
@@ -117,7 +118,7 @@ def solve(
 
     found, history = bracket.search(
         sample, lambda count: queue.totals(count)["macs"], len(queue), goal,
-        first=queue.forced, rounds=rounds, probes=probes, tolerance=tolerance,
+        first=queue.forced, rounds=rounds, probes=probes, tolerance=tolerance, margin=margin,
     )  # fmt: skip
     limit = goal.share if goal.share is not None else (goal.ms or 0.0) / found.whole_ms
     return queue.plan(found.count), LatencyRecord(goal.text, limit, history, found, used, threads)

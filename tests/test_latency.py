@@ -72,7 +72,7 @@ def test_the_least_that_meets_the_budget(
     last = len(macs) - 1
     first = min(first, last)
     goal = Goal.parse(budget)
-    options = {"first": first, "probes": 1000, "tolerance": 0.0}
+    options = {"first": first, "probes": 1000, "tolerance": 0.0, "margin": 0.0}
     if latency[last] > budget:
         with pytest.raises(InputError, match="cannot be reached; the closest is"):
             search(exact(latency), macs.__getitem__, last, goal, **options)  # type: ignore[arg-type]
@@ -92,13 +92,13 @@ def test_a_few_probes_meet_the_budget_and_nearly_use_it_up(
 ) -> None:
     macs, latency = curve
     last = len(macs) - 1
-    if latency[last] > budget:
+    if latency[last] > 0.98 * budget:
         return
     found, probes = search(exact(latency), macs.__getitem__, last, Goal.parse(budget))
     assert latency[found.count] <= budget
     assert len(probes) <= 10
-    slow = max(p.count for p in probes if p.ratio.median > budget or p.count == 0)
-    near = macs[slow] - macs[found.count] <= 0.02 * macs[slow] or latency[found.count] >= 0.98 * budget
+    slow = max(p.count for p in probes if p.ratio.median > 0.98 * budget or p.count == 0)
+    near = macs[slow] - macs[found.count] <= 0.02 * macs[slow] or latency[found.count] >= 0.96 * budget
     assert near or found.count == slow + 1 or len(probes) >= 9
 
 
@@ -122,7 +122,7 @@ def test_noise_costs_little(seed: int, budget: float, jitter: float) -> None:
     found, probes = search(noisy, lambda count: 1000 - 2 * count, 400, Goal.parse(budget))
     assert latency[found.count] <= budget * (1 + jitter / 2)
     assert latency[found.count] >= 0.8 * budget
-    assert found.bounds[1] <= budget
+    assert found.bounds[1] <= 0.98 * budget
     assert len(probes) < 60
 
 
@@ -136,7 +136,7 @@ def test_a_probe_that_was_lucky_does_not_count() -> None:
         return [factor * (1 - count / 100)] * rounds, [1.0] * rounds
 
     found, probes = search(lucky, lambda count: 100 - count, 100, Goal.parse(0.5))
-    assert found.count >= 50
+    assert found.count >= 51
     assert sum(p.fresh for p in probes) >= 2
 
 
@@ -148,7 +148,7 @@ def test_a_slow_moment_at_the_end_of_the_queue_is_measured_again() -> None:
         factor = 3.0 if calls.count(10) == 1 and count == 10 else 1.0
         return [factor * (1 - count / 20)] * rounds, [1.0] * rounds
 
-    found, _ = search(slow_once, lambda count: 100 - count, 10, Goal.parse(0.5))
+    found, _ = search(slow_once, lambda count: 100 - count, 10, Goal.parse(0.52))
     assert found.count == 10
 
 
@@ -156,16 +156,15 @@ def test_a_time_holds_as_a_time_when_the_host_becomes_slower() -> None:
     calls: list[int] = []
 
     def slower(count: int, rounds: int) -> Samples:
-        calls.append(count)
-        host = 10.0 if len(calls) < 3 else 14.0
+        calls.append(rounds)
+        host = 14.0 if 24 in calls else 10.0  # from the first confirmation on
         return [host * (1 - count / 100)] * rounds, [host] * rounds
 
     found, probes = search(slower, lambda count: 100 - count, 100, Goal.parse("5ms"))
     assert found.latency_ms <= 5
     assert found.whole_ms == 14
     assert found.count == pytest.approx(65, abs=2)
-    assert probes[2].fresh
-    assert probes[2].latency_ms > 5
+    assert any(p.fresh and p.latency_ms > 5 for p in probes)
 
 
 def test_nothing_goes_when_the_whole_network_is_fast_enough() -> None:
@@ -211,7 +210,7 @@ def test_shares_out_of_range_are_refused(budget: float) -> None:
         Goal.parse(budget)
 
 
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"probes": 0}, {"tolerance": 1.0}])
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"probes": 0}, {"tolerance": 1.0}, {"margin": -0.1}])
 def test_searches_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match="cannot search with"):
         search(exact([1.0, 0.5]), [2, 1].__getitem__, 1, Goal.parse(0.5), **options)  # type: ignore[arg-type]
@@ -227,7 +226,9 @@ def by_macs(plan: Plan, rounds: int) -> Samples:
 @pytest.mark.parametrize("budget", [0.5, "5ms", 0.8])
 def test_the_plan_is_the_queue_s(graph: graphprune.Graph, align: int, budget: float | str) -> None:
     chosen = candidates(graph, align)
-    plan, record = solve(graph, budget, chosen, get("cpu"), measure=by_macs, tolerance=0.0, probes=100)
+    plan, record = solve(
+        graph, budget, chosen, get("cpu"), measure=by_macs, tolerance=0.0, margin=0.0, probes=100
+    )
     limit = budget if isinstance(budget, float) else 0.5
     assert record.limit == limit
     assert by_macs(plan, 1)[0][0] <= 10 * limit
@@ -286,13 +287,13 @@ def test_optimize_hands_the_budget_on_and_reports_what_was_measured(monkeypatch:
     monkeypatch.setattr("graphprune.latency._Bench", Bench)
     Bench.made.clear()
     result = graphprune.optimize(
-        network(), torch.randn(1, 3, 32, 32), target="cpu", latency="5ms", threads=1, repair=False,
+        network(), torch.randn(1, 3, 32, 32), target="cpu", latency="5.2ms", threads=1, repair=False,
         backend="onnxruntime", measure=False,
     )  # fmt: skip
     assert Bench.made == [("cpu", "onnxruntime", 1)]
     record = result.report.passes[0]
     said = [note.message for note in record.notes if note.where == "latency"]
-    assert said[0].startswith("latency budget 5ms: measured 5 of 10 ms (0.500, at most 0.500 asked)")
+    assert said[0].startswith("latency budget 5.2ms: measured 5 of 10 ms (0.500, at most 0.520 asked)")
     assert said[0].endswith("on fake, 1 threads")
     assert any(line.startswith("confirmed at") for line in said)
     assert record.after.macs < record.before.macs
