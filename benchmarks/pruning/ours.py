@@ -6,14 +6,19 @@ from typing import Any
 
 from graphprune.passes.repair import repair
 
-from graphprune.budget import solve
+from graphprune.budget import Limits, solve
 from graphprune.graph import Graph
+from graphprune.importance import Data
 from graphprune.plan import Plan
+
+MINIMUM = 0.05  # share of its positions that every axis keeps: a tenth would forbid eight times fewer MACs
 
 
 def pruned(graph: Graph, share: float, calibration: list[Any]) -> Graph:
     """``graph`` with at most ``share`` of its multiply-accumulates, repaired; no labels, no training."""
-    return repaired(graph, solve(graph, {"macs": share}, "l2", scope="local"), calibration)
+    limits = Limits(minimum=MINIMUM)
+    plan = solve(graph, {"macs": share}, "reconstruction", limits=limits, data=Data(calibration))
+    return repaired(graph, plan, calibration)
 
 
 def repaired(graph: Graph, plan: Plan, calibration: list[Any]) -> Graph:

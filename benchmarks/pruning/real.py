@@ -2,8 +2,8 @@
 
 CREPE tiny and full hear synthesised tones, other ones than those they are calibrated on; scored is the
 pitch, since it is known. EfficientNet-Lite0 sees crops of photographs: calibration on the left (or upper)
-part of each, the test on the rest; scored is how often the pruned network's first answer is the
-original's. MiniLM-L6 reads sentences of Python's reference and of data set descriptions, and is tested on
+part of each and on some grey ones, the test on the rest; scored is how often the pruned network's first
+answer is the original's. MiniLM-L6 reads sentences of Python's reference and of data set descriptions, and is tested on
 those of other chapters; scored are the cosine to the original's embedding and whether the nearest other
 sentence is the one that the original finds.
 """
@@ -29,7 +29,7 @@ import networks as shipped
 
 NAMES = ("crepe-tiny", "crepe-full", "efficientnet-lite0", "minilm-l6")
 TONES = {"crepe-tiny": (512, 1024), "crepe-full": (256, 256)}  # to calibrate on, to test on
-CROPS = (256, 220)
+CROPS = (512, 220)
 SCORED = 8  # images or sounds at a time: more of them leave the caches
 SENTENCES = (512, 400)
 TOKENS = 32
@@ -37,6 +37,8 @@ TOKENS = 32
 PHOTOGRAPHS = ("astronaut", "cat", "coffee", "motorcycle", "rocket", "retina", "tissue", "galaxies",
                "temple", "flower", "portrait")  # fmt: skip
 LEFT = 0.55  # of a photograph's longer side belongs to calibration
+# Grey ones, which only calibration sees.
+GREY = ("camera", "coins", "brick", "grass", "gravel", "moon", "clock", "page")
 
 
 @cache
@@ -91,9 +93,13 @@ def _pitch_split(calibration: int, test: int) -> Split:
 
 
 def _photograph_split() -> Split:
+    from PIL import Image
+    from skimage import data as skimage
+
     original = define("efficientnet-lite0")
     images = _photographs()
-    calibration = torch.stack([_crop(images, 0, i) for i in range(CROPS[0])])
+    seen = images + [Image.fromarray(getattr(skimage, name)()).convert("RGB") for name in GREY]
+    calibration = torch.stack([_crop(seen, 0, i) for i in range(CROPS[0])])
     test = torch.stack([_crop(images, 1, i) for i in range(CROPS[1])])
 
     def answers(network: Network, crops: Tensor) -> Tensor:

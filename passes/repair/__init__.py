@@ -154,7 +154,7 @@ def repair(
         records, notes, graph = compensate(original, pruned, plan, add_bias=add_bias, fitted=removal.refitted)
         return RepairResult(_remembering(graph, pruned, removal), records, notes)
     cut = Cut(original, keep_masks(original, plan), removal.refitted)
-    if not plan:
+    if not plan and len(pruned.fx.nodes) == len(original.fx.nodes):
         return RepairResult(pruned, (), (Note("info", "", "nothing was removed, nothing to repair"),))
     data = read(original, calibration, limit)
     work = pruned.copy()
