@@ -19,7 +19,8 @@ from typing import Any
 from . import bracket
 from .backend import Lowered, Runner
 from .bracket import Goal, Probe, Samples
-from .budget import PRICINGS, Candidates, Queue
+from .budget import PRICINGS
+from .candidates import Candidates, Queue
 from .errors import BackendError, InputError, TargetError
 from .graph import Graph
 from .lowering import candidates as backends_for

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .budget import RESOURCES, absolute
+from .budget import absolute
+from .candidates import RESOURCES
 from .errors import InputError
 from .graph import Graph
 from .pipeline import LOSSLESS, Context, Instrument, Pass, Pipeline

@@ -49,7 +49,7 @@ def removal_of(graph: Graph, plan: Plan, small: Graph) -> Removal:
     """What ``small``, which is ``graph`` without the plan's positions, has lost in all.
 
     An earlier removal goes on, unless weights were changed since (trained, say) by anything but a repair, or
-    the rewritten network's axes are not those of the first: then this one starts with ``graph``, and says why.
+    the rewritten network's axes are not those of the first: then this one starts with ``graph`` and says why.
     """
     earlier = graph.removal
     if earlier is None:

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from graphprune.budget import RESOURCES, Candidates, Limits, Share, solve
+from graphprune.budget import solve
+from graphprune.candidates import RESOURCES, Candidates, Limits, Share
 from graphprune.errors import PassError
 from graphprune.graph import Graph
 from graphprune.importance import Data

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import graphprune
-from graphprune.budget import RESOURCES, Limits, solve
+from graphprune.budget import solve
+from graphprune.candidates import RESOURCES, Limits
 from graphprune.cost import cost
 from graphprune.errors import InputError, PassError
 from graphprune.pipeline import Pipeline

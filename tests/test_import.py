@@ -34,7 +34,7 @@ LAYERS = {
         "runner", "operands",
     ),
     "type": ("axes", "dependency", "drawing"),
-    "plan": ("importance", "plan", "budget", "schedule"),
+    "plan": ("importance", "plan", "candidates", "budget", "schedule"),
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "artifact"),

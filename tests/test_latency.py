@@ -18,7 +18,7 @@ from torch import nn
 import graphprune
 from graphprune import measure
 from graphprune.bracket import Goal, Samples, bounds, search
-from graphprune.budget import Candidates, Limits
+from graphprune.candidates import Candidates, Limits
 from graphprune.errors import InputError, PassError, TargetError
 from graphprune.latency import solve
 from graphprune.pipeline import Context, Pipeline

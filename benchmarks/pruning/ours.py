@@ -6,7 +6,8 @@ from typing import Any
 
 from graphprune.passes.repair import repair
 
-from graphprune.budget import Limits, solve
+from graphprune.budget import solve
+from graphprune.candidates import Limits
 from graphprune.graph import Graph
 from graphprune.importance import Data
 from graphprune.plan import Plan

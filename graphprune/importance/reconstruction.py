@@ -147,8 +147,8 @@ class Moments:
 def shrinkage(covariance: torch.Tensor, samples: float) -> float:
     """How much of the mean variance to add to the diagonal of a covariance ``[p, p]`` of so many samples.
 
-    The oracle approximating shrinkage of Chen et al., *Shrinkage Algorithms for MMSE Covariance Estimation*,
-    2010, eq. 23, ``rho``, as ``rho / (1 - rho)``: the factor of the rest of the sum changes nothing in an order.
+    The oracle approximating shrinkage ``rho`` of Chen et al., *Shrinkage Algorithms for MMSE Covariance
+    Estimation*, 2010, eq. 23, as ``rho / (1 - rho)``: a factor of the whole sum changes no order.
     """
     width = len(covariance)
     total, squares = float(covariance.trace()) ** 2, float(covariance.square().sum())
