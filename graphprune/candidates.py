@@ -41,7 +41,8 @@ class Limits:
 
     Attributes:
         minimum: what every axis keeps at least: a share of its positions (a float up to 1.0) or a number, or
-            a mapping from names or globs to that, the first match counts.
+            a mapping to that from names or globs of axes or of what gives them (a parameter or
+            module: ``conv1`` is its output channels); the first match counts.
         maximum: what an axis may keep at most, in the same way; the rest goes before anything else.
         channel_alignment: convolution widths stay multiples of this (or as they are).
         linear_alignment: the same for linear layers.
@@ -251,18 +252,20 @@ def _allowed(graph: Graph, limits: Limits) -> list[Axis]:
     for what in ("minimum", "maximum"):
         value = getattr(limits, what)
         for pattern in value if isinstance(value, Mapping) else ():
-            if not any(_matches(a, pattern) for a in graph.axes.values()):
-                raise InputError(f"{what} name {pattern!r} matches no axis, parameter or module")
+            if not any(_matches(a, pattern, members=False) for a in graph.axes.values()):
+                raise InputError(f"{what} name {pattern!r} matches no axis, nor what gives one")
     axes = [a for a in axes if not any(_matches(a, pattern) for pattern in limits.ignored)]
     if limits.only:
         axes = [a for a in axes if any(_matches(a, pattern) for pattern in limits.only)]
     return axes
 
 
-def _matches(axis: Axis, pattern: str) -> bool:
-    names = {axis.name, *(m.tensor for m in axis.members)}
-    modules = {name.rpartition(".")[0] for name in names}
-    return any(fnmatchcase(name, pattern) for name in names | modules)
+def _matches(axis: Axis, pattern: str, members: bool = True) -> bool:
+    """Whether a pattern names the axis, or (``members``) anything that it runs through."""
+    tensors = {m.tensor for m in axis.members} if members else {axis.members[0].tensor}
+    names = {axis.name, *tensors, *(tensor.rpartition(".")[0] for tensor in tensors)}
+    # The bracket of an axis's name would be a set of characters to a glob.
+    return pattern in names or any(fnmatchcase(name, pattern) for name in names)
 
 
 def _values(share: Share) -> Iterable[float]:
@@ -272,7 +275,9 @@ def _values(share: Share) -> Iterable[float]:
 def _count(axis: Axis, share: Share, default: float) -> int:
     """How many positions a limit means for an axis."""
     if isinstance(share, Mapping):
-        share = next((value for pattern, value in share.items() if _matches(axis, pattern)), default)
+        share = next(
+            (value for pattern, value in share.items() if _matches(axis, pattern, members=False)), default
+        )
     if isinstance(share, float) and share <= 1:
         return ceil(axis.size * share - 1e-9)
     return int(share)

@@ -212,7 +212,7 @@ def test_train_refuses_what_is_no_training(model: nn.Module) -> None:
 
 def test_limits_by_name_and_number(model: nn.Module) -> None:
     graph = graphprune.trace(model, X)
-    limits = Limits(minimum={"inner.*": 20, "*": 0.25}, maximum={"stem": 12, "*": 1.0})
+    limits = Limits(minimum={"inner.weight[0]": 20, "*": 0.25}, maximum={"stem": 12, "*": 1.0})
     plan = solve(graph, {"macs": 0.7}, limits=limits)
     sizes = {row.axis: row.after for row in plan.rows}
     assert sizes["inner.weight[0]"] >= 20
