@@ -41,6 +41,9 @@ class Recipe:
         inputs: example inputs, ``[NAME=]SHAPE[:DTYPE]`` each.
         calibration, evaluate: ``module:attribute`` of an iterable (or a function that returns one) and of a
             function from module to score.
+        macs, params, bytes: budgets: a share (up to 1.0) or an absolute number.
+        latency: a budget that is measured: a share, or a time as in ``5ms``.
+        repair: whether what pruning leaves is refitted.
         dump: a directory for the graph's text after every pass.
         directory: what relative paths and modules are relative to.
     """
@@ -59,6 +62,11 @@ class Recipe:
     seed: int | None = None
     calibration: str | None = None
     evaluate: str | None = None
+    macs: float | None = None
+    params: float | None = None
+    bytes: float | None = None
+    latency: str | None = None
+    repair: bool | None = None
     dump: str | None = None
     directory: Path = Path(".")
 
@@ -74,13 +82,20 @@ class Recipe:
 
 _TYPES: Mapping[str, type] = {
     **dict.fromkeys(
-        ("source", "target", "out", "pipeline", "backend", "calibration", "evaluate", "dump"), str
+        ("source", "target", "out", "pipeline", "backend", "calibration", "evaluate", "latency", "dump"), str
     ),
-    **dict.fromkeys(("dynamic_batch", "verify", "measure", "overwrite"), bool),
+    **dict.fromkeys(("dynamic_batch", "verify", "measure", "overwrite", "repair"), bool),
+    **dict.fromkeys(("macs", "params", "bytes"), float),
     **dict.fromkeys(("threads", "seed"), int),
     "inputs": list,
 }
-_WORDS = {str: "a text", bool: "true or false", int: "a whole number", list: "a list of texts"}
+_WORDS = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list of texts",
+}
 
 
 def read(path: str | Path) -> Recipe:
@@ -133,8 +148,9 @@ def parse(text: str, name: str = "recipe") -> Recipe:
 
 
 def _value(name: str, key: str, value: Any, kind: type) -> Any:
-    # True is an int to Python, but nobody means it as a number of threads.
-    fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    # True is an int to Python, but nobody means it as a number of threads; a number may be whole.
+    kinds = (int, float) if kind is float else (kind,)
+    fits = isinstance(value, kinds) and not (kind in (int, float) and isinstance(value, bool))
     if kind is list:
         fits = fits and all(isinstance(item, str) for item in value)
     if not fits:

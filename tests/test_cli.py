@@ -100,6 +100,29 @@ def test_a_recipe_with_flags_over_it(here: Path, capsys: pytest.CaptureFixture[s
     assert graphprune.load(folder / "from_recipe").manifest["pipeline"] == "fold-batch-norm"
 
 
+def test_a_budget_prunes_and_a_dry_run_only_shows_it(
+    here: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    common = [
+        "optimize",
+        "cli_nets:small",
+        "--calibration",
+        "cli_nets:batches",
+        "--macs",
+        "0.6",
+        "--no-measure",
+    ]
+    assert main([*common, "--dry-run", "--json", "--out", str(tmp_path / "none")]) == 0
+    plan = graphprune.Plan.from_json(capsys.readouterr().out)
+    assert plan.after["macs"] <= 0.6 * plan.before["macs"]
+    assert not (tmp_path / "none").exists()
+    assert main([*common, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [p["pass"] for p in report["passes"]][:2] == ["prune-channels{macs=0.6}", "repair"]
+    assert main([*common, "--pipeline", "clean-up"]) == 2
+    assert "both a pipeline and a budget" in capsys.readouterr().err
+
+
 def test_notes_of_the_source_are_in_the_report(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ NAMES = ("crepe-tiny", "crepe-full", "efficientnet-lite0", "minilm-l6")
 TONES = {"crepe-tiny": (512, 1024), "crepe-full": (256, 256)}  # to calibrate on, to test on
 CROPS = (512, 220)
 SCORED = 8  # images or sounds at a time: more of them leave the caches
-SENTENCES = (512, 400)
+SENTENCES = (740, 400)
 TOKENS = 32
 # Colour photographs inside scikit-image, scikit-learn and matplotlib.
 PHOTOGRAPHS = ("astronaut", "cat", "coffee", "motorcycle", "rocket", "retina", "tissue", "galaxies",

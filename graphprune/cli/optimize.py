@@ -37,6 +37,18 @@ def optimize(
     dynamic_batch: Annotated[
         bool | None, typer.Option("--dynamic-batch/--fixed-batch", help="Keep the batch size open.")
     ] = None,
+    macs: Annotated[
+        float | None, typer.Option(help="Prune to this share (up to 1.0) or number of MACs.")
+    ] = None,
+    params: Annotated[float | None, typer.Option(help="The same for parameters.")] = None,
+    bytes: Annotated[float | None, typer.Option(help="The same for bytes of weights.")] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="Prune to a measured latency: a share, or a time as in 5ms.")
+    ] = None,
+    repair: Annotated[
+        bool | None, typer.Option("--repair/--no-repair", help="Refit what pruning leaves.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     calibration: Annotated[str | None, typer.Option(help="module:attribute, an iterable of inputs.")] = None,
     evaluate: Annotated[
         str | None, typer.Option(help="module:attribute, a function from module to score.")
@@ -65,6 +77,7 @@ def optimize(
         "inputs": tuple(inputs) if inputs else None, "dynamic_batch": dynamic_batch, "threads": threads,
         "seed": seed, "verify": verify, "measure": measure, "overwrite": overwrite,
         "calibration": calibration, "evaluate": evaluate, "dump": _absolute(dump),
+        "macs": macs, "params": params, "bytes": bytes, "latency": latency, "repair": repair,
     }  # fmt: skip
     given = {name for name in _OBJECTS if flags[name] is not None}
     places = {name: Path(".") if name in given else chosen.directory for name in _OBJECTS}
@@ -72,12 +85,15 @@ def optimize(
     if chosen.source is None:
         raise InputError("no model: give a SOURCE, or a recipe with a source")
     with stage(json) as say:
-        result = build(chosen, places, say)
+        plan: Any = _settled(chosen, places, say, dry_run=True) if dry_run else None
+        result = build(chosen, places, say) if plan is None else None
         out_path = chosen.path("out")
-        if out_path is not None:
+        if out_path is not None and result is not None:
             say(f"write {out_path}")
             out_path = result.save(out_path, overwrite=bool(chosen.overwrite))
-    if json:
+    if plan is not None or result is None:
+        print(plan.to_json() if json else plan)
+    elif json:
         print_json({**result.report.to_json(), "out": None if out_path is None else str(out_path)})
     else:
         result.report.print()
@@ -86,6 +102,11 @@ def optimize(
 
 def build(recipe: Recipe, places: dict[str, Path], say: Any) -> Result:
     """Resolve what a recipe names, and optimise."""
+    result: Result = _settled(recipe, places, say)
+    return result
+
+
+def _settled(recipe: Recipe, places: dict[str, Path], say: Any, **more: Any) -> Any:
     from .. import api, sources
     from ..input_text import parse_inputs
 
@@ -102,14 +123,39 @@ def build(recipe: Recipe, places: dict[str, Path], say: Any) -> Result:
         evaluate = sources.load_object(recipe.evaluate, places["evaluate"])
     settings = {
         name: getattr(recipe, name)
-        for name in ("pipeline", "backend", "dynamic_batch", "threads", "seed", "verify", "measure", "target")
+        for name in (
+            "pipeline",
+            "backend",
+            "dynamic_batch",
+            "threads",
+            "seed",
+            "verify",
+            "measure",
+            "target",
+            "macs",
+            "params",
+            "bytes",
+            "repair",
+        )
         if getattr(recipe, name) is not None
     }
+    if recipe.latency is not None:
+        settings["latency"] = _latency(recipe.latency)
     result = api.optimize(
         source.model, example_inputs, example_kwargs=example_kwargs, calibration=calibration,
-        evaluate=evaluate, progress=say, dump=recipe.path("dump"), **settings,
+        evaluate=evaluate, progress=say, dump=recipe.path("dump"), **settings, **more,
     )  # fmt: skip
+    if more:
+        return result
     return replace(result, report=replace(result.report, notes=(*source.notes, *result.report.notes)))
+
+
+def _latency(text: str) -> float | str:
+    """A share as a number, anything else as it is."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _absolute(path: str | None) -> str | None:

@@ -19,6 +19,7 @@ from graphprune.runner import Runner
 
 from .match import Cut, Unit, Units
 from .mixing import Mix
+from .relevance import relevance
 from .rows import operands
 from .targets import Target
 from .units import Record, Refit
@@ -38,6 +39,7 @@ class Lockstep:
 
     def __init__(self, cut: Cut, work: Graph, calls: Sequence[Call], found: Units, seed: int):
         self._cut, self._work, self._calls, self._found, self._seed = cut, work, calls, found, seed
+        self._relevance = relevance(cut.original, calls, seed)
         self.records: dict[int, Record] = {}
         self._out: set[int] = set()
 
@@ -111,7 +113,9 @@ class Lockstep:
             if isinstance(unit, Mix):
                 unit.compare(wanted, whole, partial(after.compute, node, batch))
             elif isinstance(unit, Refit):
-                unit.observe(node, x, wanted, whole, partial(after.compute, node, batch))
+                masks = self._relevance.get(node.name)
+                matters = None if masks is None else masks[batch]
+                unit.observe(node, x, wanted, whole, partial(after.compute, node, batch), matters)
             else:
                 unit.observe(x, wanted)
 

@@ -100,7 +100,13 @@ class Refit:
             self._old = {name: graph.tensors[name].detach() for name in names}
 
     def observe(
-        self, node: fx.Node, x: torch.Tensor, target: torch.Tensor, whole: torch.Tensor, compute: Compute
+        self,
+        node: fx.Node,
+        x: torch.Tensor,
+        target: torch.Tensor,
+        whole: torch.Tensor,
+        compute: Compute,
+        matters: torch.Tensor | None = None,
     ) -> None:
         """Take one batch in.
 
@@ -110,6 +116,7 @@ class Refit:
             target: what it is to give.
             whole: the values that its error is relative to.
             compute: runs it on other tensors.
+            matters: which places of the result count (:mod:`.relevance`); all by default.
 
         Raises:
             Refusal: its result has another shape than the target.
@@ -121,6 +128,8 @@ class Refit:
             )
         kernel = tuple(self._old[self.weight].shape[2:])
         values = [widened(target) - widened(found), whole]
+        if matters is not None:
+            values.append(matters.expand(target.shape))
         batched = x.dim() >= (len(kernel) + 2 if kernel else 2)
         fitted, held = self._parts(node, x.shape[0] if batched else 1)
         for gram, part, draw in ((self.gram, fitted, self._draw), (self.held, held, self._draw_held)):
@@ -128,7 +137,10 @@ class Refit:
                 continue
             everything = not batched or len(part) == x.shape[0]
             inputs, outputs = (x, values) if everything else (x[part], [v[part] for v in values])
-            for rows, rest, wanted in form(node).rows(inputs, outputs, kernel, draw):
+            for rows, rest, wanted, *mask in form(node).rows(inputs, outputs, kernel, draw):
+                if mask:
+                    kept = mask[0][0, :, 0]
+                    rows, rest, wanted = rows[:, kept], rest[:, kept], wanted[:, kept]
                 gram.add(rows, rest, wanted, self.gram)
 
     def _parts(self, node: fx.Node, size: int) -> tuple[torch.Tensor, torch.Tensor]:
