@@ -119,7 +119,7 @@ def test_a_budget_prunes_and_a_dry_run_only_shows_it(
     assert main([*common, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [p["pass"] for p in report["passes"]][:2] == ["prune-channels{macs=0.6}", "repair"]
-    assert main([*common, "--pipeline", "clean-up"]) == 2
+    assert main([*common, "--pipeline", "clean-up"]) == 3
     assert "both a pipeline and a budget" in capsys.readouterr().err
 
 
