@@ -297,6 +297,22 @@ def test_what_is_left_can_be_pruned_and_remembers_the_whole() -> None:
     assert again.graph.removal.plan == smaller.removal.plan
 
 
+def test_repair_makes_up_for_a_block_that_is_gone() -> None:
+    torch.manual_seed(0)
+    graph = trace(stack(scales=(1.0, 1.5, 2.0, 1.0)))
+    data = [x(64, STREAM, seed=s) for s in range(4)]
+    context = Context(calibration=data)
+    dropped = Pipeline.parse("prune-layers{layers=1}").run(graph, context).graph
+    repaired = Pipeline.parse("prune-layers{layers=1},repair").run(graph, context).graph
+    inputs = x(64, STREAM, seed=9)
+
+    def error(network: Graph) -> float:
+        wanted = graph(inputs)
+        return float((network(inputs) - wanted).norm() / wanted.norm())
+
+    assert error(repaired) < 0.8 * error(dropped)
+
+
 def test_the_module_trains_and_the_original_cannot_take_it_back() -> None:
     model = stack()
     result = run(trace(model), layers=2)
