@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import time
+from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from benchmarks.axes.record import RESULTS, conditions
 from benchmarks.pruning import comparison, networks, training
 from benchmarks.pruning.comparison import BUDGETS, LIBRARIES, NAMES, OURS, Result
-from benchmarks.pruning.table import Rows, summary, write
+from benchmarks.pruning.table import Rows, load, summary, write
 
 
 def main() -> None:
@@ -36,6 +37,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=LIBRARIES, default=LIBRARIES)
     parser.add_argument("--quick", action="store_true", help="one seed, and no CREPE full")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument(
+        "--add", action="store_true", help="keep what the folder has of networks that are not run now"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     for module, library in (("torch_pruning", "torch-pruning"), ("torch_kirigami", "torch-kirigami")):
@@ -43,7 +47,9 @@ def main() -> None:
             parser.error(f"{library} cannot be imported; set GRAPHPRUNE_PEERS, or leave it out of --methods")
     seeds = given.seeds[:1] if given.quick else given.seeds
     chosen = [name for name in given.networks if not (given.quick and name == "crepe-full")]
-    started, results = time.perf_counter(), []
+    started = time.perf_counter()
+    stem = "pruning-quick" if given.quick else "pruning"
+    results = _known(given.output / f"{stem}.json", chosen) if given.add else []
     for name in chosen:
         for seed in seeds if name in networks.NAMES else (0,):
             for result in comparison.compare(name, seed, given.budgets or BUDGETS[name], given.methods):
@@ -53,8 +59,13 @@ def main() -> None:
             "threads": "1", "seeds of networks trained here": ", ".join(map(str, seeds)),
             "minutes": f"{(time.perf_counter() - started) / 60:.0f}",
         }  # fmt: skip
-        path = write(Rows(results), facts, given.output, "pruning-quick" if given.quick else "pruning")
+        path = write(Rows(results), facts, given.output, stem)
     print(summary(Rows(results)), path, sep="\n\n")
+
+
+def _known(path: Path, chosen: Sequence[str]) -> list[Result]:
+    """Results of an earlier run for other networks than those that are run now."""
+    return [r for r in load(path)[0].results if r.network not in chosen] if path.exists() else []
 
 
 def line(result: Result) -> str:
