@@ -99,29 +99,13 @@ class Moments:
         self.linear = linear
         self._xx: torch.Tensor | None = None
         self._gg: torch.Tensor | None = None
-        self._pending: torch.Tensor | None = None
         self._x: torch.Tensor
         self._rows = self._gradients = self._calls = 0
         self._independent = 0.0
 
     def read(self, value: torch.Tensor) -> None:
-        """What the operator reads in one call; it counts once the gradient behind it is known."""
-        self._pending = value
-
-    def differentiated(self, gradient: torch.Tensor) -> None:
-        """Take in one call, with the gradient at the operator's output."""
-        g = self.linear.rows(gradient).double()
-        if self._gg is None:
-            self._gg = g.new_zeros(g.shape[1], g.shape[1])
-        self._gg.addmm_(g.T, g)
-        self._gradients += len(g)
-        if self._pending is None:  # a further probe of the same call
-            return
-        value, self._pending = self._pending, None
+        """Take in what the operator reads."""
         x = self.linear.rows(value).double()
-        if len(x) == len(g):
-            matters = (g != 0).any(1)  # padded tokens do not
-            x = x[matters] if bool(matters.any()) else x
         if self._xx is None:
             self._xx, self._x = x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(x.shape[1])
         self._xx.addmm_(x.T, x)
@@ -130,6 +114,14 @@ class Moments:
         self._calls += 1
         # Places of one image say less than as many images would; between one and all of them, the root.
         self._independent += (len(x) * value.shape[0]) ** 0.5 if value.dim() > 1 else 1
+
+    def differentiated(self, gradient: torch.Tensor) -> None:
+        """Take in the gradient at the operator's output."""
+        g = self.linear.rows(gradient).double()
+        if self._gg is None:
+            self._gg = g.new_zeros(g.shape[1], g.shape[1])
+        self._gg.addmm_(g.T, g)
+        self._gradients += len(g)
 
     def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
         """``H^-1`` of one call's rows together and ``B B'``, both ``[inputs, inputs]``."""
