@@ -599,6 +599,7 @@ def test_refusals_say_why() -> None:
 @pytest.mark.parametrize("samples", [24, 2000])
 def test_of_the_ridges_the_one_is_taken_that_leaves_least_of_what_was_held_back(samples: int) -> None:
     """Few noisy samples ask for a strong ridge, many for a weak one; every candidate is tried by hand."""
+    torch.manual_seed(0)  # which ridge is best depends on the network, too
     x = normal(samples, 12)
     model = nn.Sequential(nn.Linear(12, 40), nn.Tanh(), nn.Linear(40, 6))
     graph = graphprune.trace(model.double().eval(), x[:2], dynamic_batch=True)
