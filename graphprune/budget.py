@@ -48,8 +48,8 @@ def solve(
         InputError: a budget is out of range, cannot be reached (the closest is named), an ignored
             name matches nothing, or the importance does not fit.
     """
+    wanted = absolute(CostModel(graph).totals({}), budgets)  # what is out of range is said before ranking
     candidates = Candidates.of(graph, importance, scope=scope, limits=limits, seed=seed, data=data)
-    wanted = absolute(graph, budgets)
 
     def met(queue: Queue, count: int) -> bool:
         found = queue.totals(count)
@@ -78,25 +78,34 @@ def solve(
     return best[1].plan(best[2])
 
 
-def absolute(graph: Graph, budgets: Mapping[str, float]) -> dict[str, float]:
+def absolute(now: Mapping[str, int], budgets: Mapping[str, float]) -> dict[str, float]:
     """Budgets as absolute numbers.
+
+    Args:
+        now: what the network has, as :class:`~graphprune.plan.CostModel` counts it.
+        budgets: name → a fraction (a float up to 1) or an absolute number.
 
     Raises:
         InputError: there is none, one is unknown, not positive, or more than the network has.
     """
     if not budgets:
         raise InputError(f"give a budget: one of {', '.join(RESOURCES)}")
-    now = CostModel(graph).totals({})
-    return {name: _absolute(name, value, now) for name, value in budgets.items()}
+    for name in budgets:
+        if name not in RESOURCES:
+            raise InputError(f"unknown budget {name!r}; known: {', '.join(RESOURCES)}")
+    return {name: within(name, value, now[RESOURCES[name]]) for name, value in budgets.items()}
 
 
-def _absolute(name: str, value: float, now: Mapping[str, int]) -> float:
-    if name not in RESOURCES:
-        raise InputError(f"unknown budget {name!r}; known: {', '.join(RESOURCES)}")
+def within(name: str, value: float, now: int) -> float:
+    """One budget as an absolute number.
+
+    Raises:
+        InputError: it is not positive, or more than there is ``now``.
+    """
     if isinstance(value, bool) or not value > 0:
         raise InputError(f"budget {name} must be positive: a fraction up to 1.0 or an absolute number")
     if isinstance(value, float) and value <= 1:
-        return value * now[RESOURCES[name]]
-    if value > now[RESOURCES[name]]:
-        raise InputError(f"budget {name}={value:,} is more than the network has ({now[RESOURCES[name]]:,})")
+        return value * now
+    if value > now:
+        raise InputError(f"budget {name}={value:,} is more than the network has ({now:,})")
     return float(value)

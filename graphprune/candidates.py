@@ -13,6 +13,7 @@ what the step saves.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,11 +131,7 @@ class Queue:
 
     def first(self, holds: Callable[[int], bool]) -> int:
         """The smallest count, not below ``forced``, for which ``holds``; it is to hold of all above it."""
-        low, high = self.forced, len(self.steps)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if holds(middle) else (middle + 1, high)
-        return low
+        return bisect_left(range(len(self.steps)), True, lo=self.forced, key=holds)
 
 
 @dataclass(frozen=True)

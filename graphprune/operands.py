@@ -18,6 +18,15 @@ from torch import fx
 
 aten = torch.ops.aten
 
+TRANSPOSED = frozenset({
+    aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
+})  # fmt: skip
+CONVOLUTIONS = TRANSPOSED | {
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding,
+    aten.conv2d.padding, aten.conv3d.padding, aten.convolution.default,
+}  # fmt: skip
+PRODUCTS = frozenset({aten.mm.default, aten.matmul.default, aten.addmm.default})
+
 _LIKE_FIRST = frozenset({
     aten.sym_size.int, aten.sym_numel.default, aten.zeros_like.default, aten.ones_like.default,
     aten.full_like.default, aten.empty_like.default, aten.new_zeros.default, aten.new_ones.default,
@@ -59,6 +68,13 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
         return
     filled = [*node.args, *(entry.default_value for entry in entries[len(node.args) : index])]
     node.args = (*filled[:index], value, *node.args[index + 1 :])
+
+
+def is_transposed(node: fx.Node) -> bool:
+    """Whether a convolution is a transposed one."""
+    return node.target in TRANSPOSED or (
+        has_argument(node, "transposed") and bool(argument(node, "transposed"))
+    )
 
 
 def uses(node: fx.Node, reader: fx.Node | None = None) -> int:

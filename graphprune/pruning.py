@@ -71,7 +71,7 @@ class Pruning:
         rounds: Sequence[dict[str, Any]] = [asked] * self.steps
         if graph is not None and "latency" not in asked:
             rounds = self._rounds(graph) if self.steps > 1 else rounds
-            absolute(graph, asked)  # out of range is said before anything runs
+            absolute(CostModel(graph).totals({}), asked)  # out of range is said before anything runs
         passes: list[Pass] = []
         for number, budgets in enumerate(rounds, 1):
             passes.append(make_pass("prune-channels", {**budgets, "importance": self.importance}))
@@ -89,7 +89,7 @@ class Pruning:
         """The budgets of every round, as absolute numbers."""
         now = CostModel(graph).totals({})
         rounds: list[dict[str, Any]] = [{} for _ in range(self.steps)]
-        for name, limit in absolute(graph, self.asked).items():
+        for name, limit in absolute(now, self.asked).items():
             whole = now[RESOURCES[name]]
             for budgets, share in zip(rounds, shares(limit / whole, self.steps, self.schedule), strict=True):
                 budgets[name] = max(1, int(share * whole + 1e-6))

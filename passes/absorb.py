@@ -26,7 +26,15 @@ import torch
 from torch import fx
 
 from graphprune.graph import Graph
-from graphprune.operands import argument, depends_on_input, set_argument, sizes, uses
+from graphprune.operands import (
+    CONVOLUTIONS,
+    argument,
+    depends_on_input,
+    is_transposed,
+    set_argument,
+    sizes,
+    uses,
+)
 
 from .affine import Affine, Refusal
 from .commute import describe
@@ -127,22 +135,16 @@ def _bias(graph: Graph, node: fx.Node, size: int, like: torch.Tensor) -> tuple[A
 # ---- convolutions ------------------------------------------------------------------------------
 
 
-def _is_transposed(node: fx.Node) -> bool:
-    return node.target in _TRANSPOSED or (
-        node.target is aten.convolution.default and bool(argument(node, "transposed"))
-    )
-
-
 def _convolution_behind(graph: Graph, node: fx.Node, affine: Affine) -> Edit:
     weight = argument(node, "weight")
     value = _own(graph, node, weight, "weight")
     kernel = value.dim() - 2
     channel = len(sizes(node)) - kernel - 1
     groups = argument(node, "groups")
-    out = value.shape[1] * groups if _is_transposed(node) else value.shape[0]
+    out = value.shape[1] * groups if is_transposed(node) else value.shape[0]
     s, t = affine.channels(channel, out)
     bias, old = _bias(graph, node, out, value)
-    if _is_transposed(node):
+    if is_transposed(node):
         rows = s.view(groups, 1, -1, *[1] * kernel)
         value = (value.unflatten(0, (groups, -1)) * rows).flatten(0, 1)
     else:
@@ -157,7 +159,7 @@ def _convolution_before(graph: Graph, node: fx.Node, source: fx.Node, affine: Af
     value = _own(graph, node, weight, "weight")
     kernel = value.dim() - 2
     groups = argument(node, "groups")
-    transposed = _is_transposed(node)
+    transposed = is_transposed(node)
     inputs = value.shape[0] if transposed else value.shape[1] * groups
     s, t = affine.channels(len(sizes(source)) - kernel - 1, inputs)
     if affine.shifts:
@@ -272,23 +274,16 @@ def _constant_behind(graph: Graph, node: fx.Node, affine: Affine) -> Edit | None
     return Edit(node, {str(node.target): _cast(graph, node, node, moved)})
 
 
-_TRANSPOSED = frozenset({
-    aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
-})  # fmt: skip
-_CONVOLUTIONS = _TRANSPOSED | {
-    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding,
-    aten.conv2d.padding, aten.conv3d.padding, aten.convolution.default,
-}  # fmt: skip
 _PRODUCTS = frozenset({aten.mm.default, aten.matmul.default})
 
 _BEHIND: dict[Any, Callable[[Graph, fx.Node, Affine], Edit | None]] = {
-    **dict.fromkeys(_CONVOLUTIONS, _convolution_behind),
+    **dict.fromkeys(CONVOLUTIONS, _convolution_behind),
     **dict.fromkeys((*_PRODUCTS, aten.addmm.default), _product_behind),
     aten.linear.default: _linear_behind,
     aten.batch_norm.default: _batch_norm_behind,
 }
 _BEFORE: dict[Any, Callable[[Graph, fx.Node, fx.Node, Affine], Edit]] = {
-    **dict.fromkeys(_CONVOLUTIONS, _convolution_before),
+    **dict.fromkeys(CONVOLUTIONS, _convolution_before),
     **dict.fromkeys((*_PRODUCTS, aten.addmm.default), _product_before),
     aten.linear.default: _linear_before,
 }

@@ -109,17 +109,13 @@ class PruneChannels(Pass):
             only=self.only,
             statistical=self.statistical,
         )
-        importance, words = self.importance, f"ranked by {self.importance}"
+        importance, why = self.importance, ""
         if importance == "auto":
-            importance = "l2" if context.calibration is None else "reconstruction"
-            why = (
-                "there are no calibration inputs"
-                if context.calibration is None
-                else "with calibration inputs"
-            )
-            words = f"ranked by {importance}: {why}"
+            known = context.calibration is not None
+            importance = "reconstruction" if known else "l2"
+            why = ": with calibration inputs" if known else ": there are no calibration inputs"
         data = Data(context.calibration, self.loss, self.limit)
-        chosen = Note("info", "", f"{words}; scope {self.scope}")
+        chosen = Note("info", "", f"ranked by {importance}{why}; scope {self.scope}")
         if self.latency is None:
             plan = solve(
                 graph, budgets, importance, scope=self.scope, limits=limits, seed=context.seed, data=data

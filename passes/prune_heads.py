@@ -25,6 +25,7 @@ masked. The outputs change, and by how much is recorded.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -33,7 +34,9 @@ import torch
 
 from graphprune.axes.axis import Axis
 from graphprune.axes.terms import Atom
+from graphprune.budget import within
 from graphprune.calibration import read
+from graphprune.candidates import RESOURCES
 from graphprune.errors import InputError, PassError, suggestion
 from graphprune.graph import Graph
 from graphprune.importance import scores
@@ -43,8 +46,6 @@ from graphprune.plan import CostModel, Plan, make_plan
 from .attention import Attention, attentions
 from .michel import batch_first, sensitivities
 
-# Option → what :class:`~graphprune.plan.CostModel` calls it.
-_RESOURCES = {"macs": "macs", "params": "parameters", "bytes": "bytes"}
 IMPORTANCES = ("michel", "magnitude", "random")
 
 
@@ -101,7 +102,7 @@ class PruneHeads(Pass):
         return PassResult(small, True, (*changed, *refused, *notes), plan=plan, pruned=small)
 
     def _check(self) -> None:
-        budgets = {name: getattr(self, name) for name in _RESOURCES if getattr(self, name) is not None}
+        budgets = {name: getattr(self, name) for name in RESOURCES if getattr(self, name) is not None}
         if self.heads is None and not budgets:
             raise PassError(
                 self.name, "needs what to remove: heads (a number or a share), macs, params or bytes"
@@ -174,8 +175,8 @@ class PruneHeads(Pass):
         now = model.totals({})
         total = sum(layer.count for layer in layers)
         wanted = {
-            key: _absolute(name, getattr(self, name), now[key])
-            for name, key in _RESOURCES.items()
+            key: within(name, getattr(self, name), now[key])
+            for name, key in RESOURCES.items()
             if getattr(self, name) is not None
         }
         if self.heads is not None:
@@ -207,12 +208,9 @@ class PruneHeads(Pass):
                 f"at least {self.minimum} each; the closest is {reach}. "
                 "Lower minimum, allow dimensions, or ask for less"
             )
-        low, high = 0, len(queue)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if met(middle) else (middle + 1, high)
+        least = bisect_left(range(len(queue)), True, key=met)
         removed: dict[str | Axis, list[int]] = {}
-        for name, position in queue[:low]:
+        for name, position in queue[:least]:
             removed.setdefault(name, []).append(position)
         return make_plan(graph, removed)
 
@@ -243,17 +241,6 @@ class PruneHeads(Pass):
                 sizes = smaller
                 queue.append((axis.name, int(ranked[axis.name].argsort(stable=True)[rank])))
         return queue
-
-
-def _absolute(name: str, value: float, now: int) -> float:
-    """A budget as a number of what it counts."""
-    if isinstance(value, bool) or not value > 0:
-        raise InputError(f"budget {name} must be positive: a fraction up to 1.0 or an absolute number")
-    if isinstance(value, float) and value <= 1:
-        return value * now
-    if value > now:
-        raise InputError(f"budget {name}={value:,} is more than the network has ({now:,})")
-    return float(value)
 
 
 # ---- what is said of it ------------------------------------------------------------------------------

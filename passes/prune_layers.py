@@ -33,7 +33,9 @@ from fnmatch import fnmatchcase
 from math import inf
 from typing import ClassVar
 
+from graphprune.budget import within
 from graphprune.calibration import read
+from graphprune.candidates import RESOURCES
 from graphprune.cost import cost
 from graphprune.errors import InputError, PassError
 from graphprune.graph import Graph
@@ -44,7 +46,7 @@ from graphprune.removal import Removal
 from .effect import Effect, Measured
 from .residual import Block, drop, residual_blocks
 
-_RESOURCES = {"macs": "macs", "params": "parameters"}
+_BUDGETS = ("macs", "params")
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class PruneLayers(Pass):
         return PassResult(current, True, (*notes, *(data.notes if data is not None else ())))
 
     def _check(self) -> None:
-        asked = [name for name in ("layers", *_RESOURCES) if getattr(self, name) is not None]
+        asked = [name for name in ("layers", *_BUDGETS) if getattr(self, name) is not None]
         if len(asked) != 1:
             given = f"got {' and '.join(asked)}" if asked else "got none"
             raise PassError(self.name, f"needs one of layers (a number), macs or params; {given}")
@@ -138,17 +140,11 @@ class PruneLayers(Pass):
         if self.layers is not None:
             return self.layers
         name = "macs" if self.macs is not None else "params"
-        value, now = getattr(self, name), getattr(cost(graph), _RESOURCES[name])
-        if isinstance(value, bool) or not value > 0:
-            raise InputError(f"budget {name} must be positive: a fraction up to 1.0 or an absolute number")
-        if isinstance(value, float) and value <= 1:
-            return float(value * now)
-        if value > now:
-            raise InputError(f"budget {name}={value:,} is more than the network has ({now:,})")
-        return float(value)
+        value, now = getattr(self, name), getattr(cost(graph), RESOURCES[name])
+        return within(name, value, now)
 
     def _cost(self, graph: Graph) -> int:
-        return int(getattr(cost(graph), _RESOURCES["params" if self.params is not None else "macs"]))
+        return int(getattr(cost(graph), RESOURCES["params" if self.params is not None else "macs"]))
 
     def _done(self, graph: Graph, count: int, limit: float) -> bool:
         return count >= limit if self.layers is not None else self._cost(graph) <= limit

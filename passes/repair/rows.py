@@ -26,18 +26,10 @@ from torch import fx
 from torch.nn import functional as F
 
 from graphprune.graph import Graph
-from graphprune.operands import argument, depends_on_input, has_argument
+from graphprune.operands import CONVOLUTIONS, PRODUCTS, argument, depends_on_input, is_transposed
 
 aten = torch.ops.aten
 
-TRANSPOSED = frozenset({
-    aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input,
-})  # fmt: skip
-CONVOLUTIONS = TRANSPOSED | {
-    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding,
-    aten.conv2d.padding, aten.conv3d.padding, aten.convolution.default,
-}  # fmt: skip
-PRODUCTS = frozenset({aten.mm.default, aten.matmul.default, aten.addmm.default})
 LINEAR = CONVOLUTIONS | PRODUCTS | {aten.linear.default}
 
 CHUNK = 1 << 23  # elements of a patch matrix at a time, 64 MiB in float64
@@ -179,10 +171,7 @@ def form(node: fx.Node) -> Form:
         total = [gap * (extent - 1) for extent, gap in zip(kernel, dilation, strict=True)]
         return Form("convolution", groups, stride, tuple((t // 2, t - t // 2) for t in total), dilation)
     around = _spread_out(padding, rank)
-    transposed = node.target in TRANSPOSED or (
-        has_argument(node, "transposed") and bool(argument(node, "transposed"))
-    )
-    if not transposed:
+    if not is_transposed(node):
         return Form("convolution", groups, stride, tuple((p, p) for p in around), dilation)
     more = _spread_out(argument(node, "output_padding"), rank)
     widths = [

@@ -18,9 +18,9 @@ from graphprune.passes.affine import Refusal
 from torch import fx
 
 from graphprune.graph import Graph
-from graphprune.operands import set_argument
+from graphprune.operands import PRODUCTS, set_argument
 
-from .rows import PRODUCTS, Draw, Form, form
+from .rows import Draw, Form, form
 from .solve import Gram
 
 aten = torch.ops.aten
