@@ -27,14 +27,14 @@ HEAVY = (
 
 # Left to right; a module imports from its own layer and from those before it. A new module has a line here.
 LAYERS = {
-    "base": ("errors", "notes", "target", "signature", "structure", "atomic"),
+    "base": ("errors", "notes", "integers", "target", "signature", "structure", "atomic"),
     "capture": (
         "graph", "graph_text", "batch", "functionalize", "module", "training", "inputs", "declared_inputs",
         "capture", "original", "cost", "provenance", "removal", "calibration",
         "runner", "operands",
     ),
     "type": ("axes", "dependency", "drawing"),
-    "plan": ("importance", "plan", "candidates", "budget", "schedule"),
+    "plan": ("importance", "quantization", "plan", "candidates", "budget", "schedule"),
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "artifact"),

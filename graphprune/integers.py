@@ -1,0 +1,87 @@
+"""How numbers become integers: the formats that runtimes compute in, as values without tensors.
+
+``real = scale * (integer - zero_point)`` (Jacob et al., *Quantization and Training of Neural Networks for
+Efficient Integer-Arithmetic-Only Inference*, CVPR 2018, eq. 1).
+
+>>> Format(8, signed=False, symmetric=False).range
+(0, 255)
+>>> Format(4).range
+(-7, 7)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import TargetError
+
+
+@dataclass(frozen=True)
+class Format:
+    """An integer format.
+
+    Attributes:
+        bits: 2 to 8.
+        signed: ``int8`` or ``uint8`` in memory.
+        symmetric: the zero point is the middle of the range, so zero needs no correction term. A signed
+            symmetric range leaves out its lowest integer: -127 to 127.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise TargetError(f"integers have 2 to 8 bits here, got {self.bits}")
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The smallest and the largest integer."""
+        half = 2 ** (self.bits - 1)
+        if not self.signed:
+            return 0, 2 * half - 1
+        return (-half + 1 if self.symmetric else -half), half - 1
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a symmetric format."""
+        return 0 if self.signed else 2 ** (self.bits - 1)
+
+    @property
+    def dtype(self) -> str:
+        """What it is stored in, as a name of :mod:`torch`."""
+        return "int8" if self.signed else "uint8"
+
+    def __str__(self) -> str:
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        return f"{'' if self.signed else 'u'}int{self.bits} {kind}"
+
+
+UINT8 = Format(8, signed=False, symmetric=False)
+INT8 = Format(8)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a target's runtime runs in integers, and how it wants it written down.
+
+    Operators are named by kind (:mod:`graphprune.kinds`). A kind that stands nowhere stays in float.
+
+    Attributes:
+        activation: of everything between operators; one scale a tensor.
+        weight: of constants that a matrix is multiplied with; one scale an output channel.
+        whole: kinds that run in integers when their operands *and* their result are quantized.
+        inputs: kinds that need quantized operands only; the result may stay in float.
+        between: kinds that pay in integers only where all their neighbours are integers already.
+        shares: kinds that move numbers without computing; in and out have one scale.
+        absorbed: kinds that a quantizer's own saturation replaces, as far as their range allows.
+    """
+
+    activation: Format = UINT8
+    weight: Format = INT8
+    whole: frozenset[str] = frozenset()
+    inputs: frozenset[str] = frozenset()
+    between: frozenset[str] = frozenset()
+    shares: frozenset[str] = frozenset()
+    absorbed: frozenset[str] = frozenset()
