@@ -30,6 +30,7 @@ from graphprune.target import Target
 
 from .onnx_attention import four_dimensional
 from .onnx_files import DATA_FILE, MODEL_FILE
+from .onnx_pooling import pool_globally
 from .onnx_precision import computable
 
 aten = torch.ops.aten
@@ -64,6 +65,7 @@ def export(graph: Graph, target: Target, backend: str) -> Lowered:
     # Attention has other strides where gradients are recorded; the exporter derives shapes in both modes.
     with _quiet(), torch.no_grad():
         model = _translate(computed, _program(computed, kept))
+    pool_globally(model)
     _strip(model)
     named = structure.names(structure.of_spec(graph.signature.out_spec), "output")
     _rename(model, graph.signature.names, [named.get(i, f"output_{i}") for i in kept])

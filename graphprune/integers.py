@@ -76,6 +76,7 @@ class Scheme:
         between: kinds that pay in integers only where all their neighbours are integers already.
         shares: kinds that move numbers without computing; in and out have one scale.
         absorbed: kinds that a quantizer's own saturation replaces, as far as their range allows.
+        joined: kinds that the operator behind them takes in, so that no quantizer stands between.
     """
 
     activation: Format = UINT8
@@ -85,3 +86,19 @@ class Scheme:
     between: frozenset[str] = frozenset()
     shares: frozenset[str] = frozenset()
     absorbed: frozenset[str] = frozenset()
+    joined: frozenset[str] = frozenset()
+
+
+# ONNX Runtime's CPU kernels, on x86 and on ARM (measured: docs/targets.md). Signed activations or unsigned
+# weights run slower than float there.
+ONNX_RUNTIME = Scheme(
+    whole=frozenset({"convolution"}),
+    inputs=frozenset({"linear", "matmul"}),
+    between=frozenset({
+        "add", "mul", "average-pool", "concat", "sigmoid", "silu", "leaky-relu", "hardswish", "hardsigmoid",
+        "rescale",
+    }),
+    shares=frozenset({"max-pool", "reshape", "transpose", "slice", "copy", "expand", "upsample-nearest"}),
+    absorbed=frozenset({"relu", "clamp"}),
+    joined=frozenset({"pad"}),
+)  # fmt: skip

@@ -17,6 +17,7 @@ import platform
 from dataclasses import dataclass
 
 from .errors import TargetError, suggestion
+from .integers import ONNX_RUNTIME, Scheme
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Target:
         linear_alignment: the same for linear layers.
         portable: whether this host can at least *run* the artifact for its answers when the
             architecture differs (an ONNX file can; machine code cannot).
+        integers: what its runtime runs in integers, and how; ``None`` if nothing.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Target:
     channel_alignment: int = 16
     linear_alignment: int = 4
     portable: bool = True
+    integers: Scheme | None = ONNX_RUNTIME
 
     def __post_init__(self) -> None:
         if self.arch not in ("x86_64", "aarch64", "cuda"):
@@ -85,6 +88,7 @@ def known() -> dict[str, Target]:
             providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
             channel_alignment=8,
             linear_alignment=8,
+            integers=None,
         ),
     }
 
