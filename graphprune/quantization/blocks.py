@@ -2,9 +2,9 @@ r"""Scales and zero points of blocks: one pair for so many columns of every row 
 
 A row of a weight is what one output sums over. With one scale a row, its largest entry decides how finely
 all of it is rounded; with one for every 32 columns, only 32 entries share that fate (Dettmers et al., *8-bit
-Optimizers via Block-wise Quantization*, ICLR 2022). A symmetric range of ``2^b`` integers has one more below its
-middle than above, so the entry of largest magnitude goes to the lowest integer, whatever its sign: the scale
-takes the sign, and may be negative.
+Optimizers via Block-wise Quantization*, ICLR 2022). A symmetric range of ``2^b`` integers has one more
+below its middle than above, so the entry of largest magnitude goes to the lowest integer, whatever its
+sign: the scale takes the sign, and may be negative.
 
 From few bits less is lost when large entries saturate and the others are rounded more finely: ``search``
 shrinks every block's range to where the squared error is least.

@@ -8,12 +8,13 @@ row ``e = w - q`` by itself,
 - ``nearest`` minimises ``|e|^2``, as if ``H`` were the identity.
 - ``gptq`` (Frantar, Ashkboos, Hoefler and Alistarh, ICLR 2023, algorithm 1) rounds one column after the
   other, for all rows at once, and lets the columns still to come make up for the error: with ``U`` the upper
-  Cholesky factor of ``H^-1``, ``H^-1 = U'U``, column ``j`` leaves ``d = (w_j - q_j) / U_jj`` and the others become
-  ``w - d U_j``. Columns come in falling order of ``H_jj``, and a hundredth of its mean is added to the diagonal.
-- ``adaround`` has the objective of Nagel et al. (*Up or Down? Adaptive Rounding for Post-Training Quantization*,
-  ICML 2020), with the Gram matrix for the expectation: every entry is rounded up or down, nothing else. They
-  relax it and descend by gradients; here it is solved by coordinate descent on the integers, from where
-  ``gptq`` ends when it is held to up and down.
+  Cholesky factor of ``H^-1``, ``H^-1 = U'U``, column ``j`` leaves ``d = (w_j - q_j) / U_jj`` and the
+  others become ``w - d U_j``. Columns come in falling order of ``H_jj``, and a hundredth of its mean is
+  added to the diagonal.
+- ``adaround`` has the objective of Nagel et al. (*Up or Down? Adaptive Rounding for Post-Training
+  Quantization*, ICML 2020), with the Gram matrix for the expectation: every entry is rounded up or down,
+  nothing else. They relax it and descend by gradients; here it is solved by coordinate descent on the
+  integers, from where ``gptq`` ends when it is held to up and down.
 
 A row that comes out worse than its nearest rounding keeps that one, so that no method loses to ``nearest`` on
 the Gram matrix it was given.

@@ -10,7 +10,7 @@
 input_1: f32[1, 3]
 quantize_per_tensor: u8[1, 3] = quantize_per_tensor(input_1, 0.00784313725490196, 128, 0, 255, torch.uint8)
 dequantize_per_tensor: f32[1, 3] = dequantize_per_tensor(quantize_per_tensor, 0.00784313725490196, 128, 0, 255, torch.uint8)
-dequantize_per_channel: f32[2, 3] = dequantize_per_channel(%0.weight.integers, %0.weight.scale, None, 0, -127, 127, torch.int8)
+dequantize_per_channel: f32[2, 3] = dequantize_per_channel(%0.weight.integers, %0.weight.scale, %0.weight.zero_point, 0, -127, 127, torch.int8)
 linear: f32[1, 2] = linear(dequantize_per_tensor, dequantize_per_channel)
 return (linear,)
 """
@@ -161,8 +161,11 @@ def _weight(
                 qd.dequantize_per_tensor.default, (small, float(how.scale), int(how.zero_point), *bounds)
             )
     scale = graph.add_tensor(f"{name}.scale", how.scale, before=weight, trainable=False)
+    # ONNX Runtime leaves a Gemm in float whose weight has no zero point, be it zero.
+    zero = how.zero_point.to(values.dtype)
+    middle = graph.add_tensor(f"{name}.zero_point", zero, before=weight, trainable=False)
     with graph.fx.inserting_after(weight):
-        args: tuple[Any, ...] = (small, scale, None, how.axis, *bounds)
+        args: tuple[Any, ...] = (small, scale, middle, how.axis, *bounds)
         return graph.fx.call_function(qd.dequantize_per_channel.default, args)
 
 
