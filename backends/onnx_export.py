@@ -30,6 +30,7 @@ from graphprune.target import Target
 
 from .onnx_attention import four_dimensional
 from .onnx_files import DATA_FILE, MODEL_FILE
+from .onnx_integers import packed
 from .onnx_pooling import pool_globally
 from .onnx_precision import computable
 
@@ -64,7 +65,8 @@ def export(graph: Graph, target: Target, backend: str) -> Lowered:
         raise BackendError("no output of the graph is a tensor, so there is nothing to lower")
     # Attention has other strides where gradients are recorded; the exporter derives shapes in both modes.
     with _quiet(), torch.no_grad():
-        model = _translate(computed, _program(computed, kept))
+        program, unpacked = _program(computed, kept)
+        model = _translate(computed, program)
     pool_globally(model)
     _strip(model)
     named = structure.names(structure.of_spec(graph.signature.out_spec), "output")
@@ -80,7 +82,7 @@ def export(graph: Graph, target: Target, backend: str) -> Lowered:
         outputs=tuple(_spec(next(results), v.meta["val"]) if isinstance(v, fx.Node) else v for v in flat),
         files=_files(model),
         versions={package: version(package) for package in _PACKAGES},
-        notes=notes,
+        notes=(*notes, *unpacked),
     )
 
 
@@ -100,12 +102,13 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _program(graph: Graph, kept: Sequence[int]) -> torch.export.ExportedProgram:
-    """The graph as an exported program with the outputs ``kept``, symbolic sizes still symbolic."""
+def _program(graph: Graph, kept: Sequence[int]) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
+    """The graph with the outputs ``kept``, exported, symbolic sizes still symbolic; and notes on it."""
     graph = graph.copy()
     flat = graph.output.args[0]
     graph.output.args = (tuple(flat[i] for i in kept),)  # type: ignore[index]
     four_dimensional(graph)
+    notes = packed(graph)
     for node in graph.find(aten.view.default):
         # A view of attention's result fits the strides of the kernel that was captured, and no others.
         node.target = aten.reshape.default
@@ -118,9 +121,8 @@ def _program(graph: Graph, kept: Sequence[int]) -> torch.export.ExportedProgram:
         shapes.append({i: torch.export.Dim.DYNAMIC for i, s in enumerate(sizes) if not isinstance(s, int)})
     module = graph.callable()
     try:
-        return torch.export.export(
-            module, tuple(examples), dynamic_shapes=tuple(shapes) if any(shapes) else None, strict=False
-        )
+        dynamic = tuple(shapes) if any(shapes) else None
+        return torch.export.export(module, tuple(examples), dynamic_shapes=dynamic, strict=False), notes
     except Exception as error:
         fixed = "; a pass has fixed a size that should stay symbolic" if any(shapes) else ""
         raise BackendError(f"the graph does not trace for lowering: {_first_line(error)}{fixed}") from error

@@ -1,0 +1,121 @@
+"""Integers and scales in place of a weight, in the graph.
+
+Linears read ``dequantize_per_channel_group`` of an integer constant, which a runtime either multiplies
+with as it is (ONNX Runtime's MatMulNBits) or unpacks. Symmetric integers are signed and need no zero
+point. An embedding of its own, in 8 bits, looks up rows of integers and the scale of each, so that
+nothing unpacks the table:
+
+    y = table[ids] * scale[ids]
+
+A table of fewer bits, or one that linears multiply with, too, is one dequantized constant for all its
+readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed
+from graphprune.passes.repair.rows import operands
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from graphprune.graph import Graph
+from graphprune.operands import argument
+
+from .places import Place
+from .rounding import Rounded
+
+aten = torch.ops.aten
+quantized = torch.ops.quantized_decomposed
+
+_KEPT = ("stack_trace", "module", "module_type")
+
+
+def write(graph: Graph, place: Place, result: Rounded, symmetric: bool, rows: bool) -> None:
+    """Let everything that read a weight read its integers, in place.
+
+    Args:
+        graph: changed.
+        place: the weight and what reads it, of this graph.
+        result: the integers.
+        symmetric: all zero points are the format's middle.
+        rows: look integers and scales up row by row; for embeddings alone, with one block a row.
+    """
+    form = result.how.format
+    shift = form.middle if symmetric else 0
+    dtype = torch.int8 if symmetric else torch.uint8
+    integers = (result.integers.to(torch.int32) - shift).to(dtype)
+    if rows:
+        scale = result.how.scale.contiguous()
+        zero = None if symmetric else result.how.zero_point.float().contiguous()
+        for node in place.lookups:
+            _look_up(graph, place.name, node, integers, scale, zero)
+        return
+    first = min(place.readers, key=list(graph.fx.nodes).index)
+    width = integers.shape[1]
+    padded = F.pad(integers, (0, -width % result.how.size))
+    matrix = _add(graph, first, f"{place.name}_integers", padded)
+    scale_node = _add(graph, first, f"{place.name}_scale", result.how.scale.contiguous())
+    zero_node = None
+    if not symmetric:
+        zero_node = _add(graph, first, f"{place.name}_zero_point", result.how.zero_point.contiguous())
+    low, high = form.range
+    with graph.fx.inserting_before(first):
+        weight = _call(
+            graph, first, quantized.dequantize_per_channel_group.default,
+            (matrix, scale_node, zero_node, low - shift, high - shift, dtype, result.how.size, torch.float32),
+        )  # fmt: skip
+        if padded.shape[1] != width:
+            weight = _call(graph, first, aten.slice.Tensor, (weight, 1, 0, width))
+    for node in place.lookups:
+        node.args = (weight, *node.args[1:])
+    for node in place.products:
+        _multiply(graph, node, weight)
+
+
+def _multiply(graph: Graph, node: fx.Node, weight: fx.Node) -> None:
+    if node.target is aten.linear.default:
+        node.args = (node.args[0], weight, *node.args[2:])
+        return
+    source, _, bias = operands(node)
+    joins = isinstance(bias, fx.Node) and bias.meta["val"].dim() == 1
+    with graph.fx.inserting_before(node):
+        fresh = _call(graph, node, aten.linear.default, (source, weight, *([bias] if joins else [])))
+        if isinstance(bias, fx.Node) and not joins:
+            fresh = _call(graph, node, aten.add.Tensor, (bias, fresh))
+    node.replace_all_uses_with(fresh)
+    graph.fx.erase_node(node)
+
+
+def _look_up(
+    graph: Graph, name: str, node: fx.Node, integers: Tensor, scale: Tensor, zero: Tensor | None
+) -> None:
+    ids = argument(node, "indices")
+    table = _add(graph, node, f"{name}_integers", integers)
+    scales = _add(graph, node, f"{name}_scale", scale)
+    zeros = None if zero is None else _add(graph, node, f"{name}_zero_point", zero)
+    with graph.fx.inserting_before(node):
+        row = _call(graph, node, aten.embedding.default, (table, ids))
+        value = _call(graph, node, aten.to.dtype, (row, torch.float32))
+        if zeros is not None:
+            middle = _call(graph, node, aten.embedding.default, (zeros, ids))
+            value = _call(graph, node, aten.sub.Tensor, (value, middle))
+        factor = _call(graph, node, aten.embedding.default, (scales, ids))
+        value = _call(graph, node, aten.mul.Tensor, (value, factor))
+    node.replace_all_uses_with(value)
+    graph.fx.erase_node(node)
+
+
+def _add(graph: Graph, before: fx.Node, name: str, value: Tensor) -> fx.Node:
+    for node in graph.fx.find_nodes(op="get_attr", target=name):
+        return node  # several embeddings look up one table
+    return graph.add_tensor(name, value, before=before, trainable=False)
+
+
+def _call(graph: Graph, like: fx.Node, target: Any, args: Sequence[Any]) -> fx.Node:
+    node = graph.fx.call_function(target, tuple(args))
+    node.meta.update({key: like.meta[key] for key in _KEPT if key in like.meta})
+    return node
