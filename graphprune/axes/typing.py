@@ -97,6 +97,11 @@ OUTPUT = "the caller sees it"
 class Typing:
     """The types of a graph's values, and what a rewrite needs to know besides.
 
+    Args:
+        graph: the network.
+        closed: freeze what the caller passes and sees. Who asks what belongs together, and not what may
+            go, leaves it open: a frozen dimension is not told apart from another one of its kind.
+
     Attributes:
         dims: node → its type.
         tensors: parameter or buffer name → its type.
@@ -105,8 +110,9 @@ class Typing:
         misfits: ``(node, message)`` for unifications that did not fit and froze both sides.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, *, closed: bool = True):
         self.graph = graph
+        self.closed = closed
         self.dims: dict[fx.Node, Typed] = {}
         self.tensors: dict[str, Dims] = {}
         self.derivations: dict[fx.Node, list[Derivation]] = {}
@@ -250,6 +256,8 @@ class Typing:
             elif op == "get_attr":
                 name = str(node.target)
                 dims[node] = None if name in self.graph.bodies else self._tensor(name)
+            elif op == "placeholder" and not self.closed:
+                dims[node] = tuple([self.fresh(s, node) for s in self.shape(node)])
             elif op == "placeholder":
                 reason = Reason(INPUT, node)
                 dims[node] = tuple(
@@ -258,7 +266,7 @@ class Typing:
                         for s in self.shape(node)
                     ]
                 )
-            elif op == "output":
+            elif op == "output" and self.closed:
                 reason = Reason(OUTPUT, node)
                 for source in node.all_input_nodes:
                     for term in _flat(dims[source]):
