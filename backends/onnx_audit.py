@@ -32,7 +32,8 @@ _INT8 = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", 
 _CONV_WEIGHT = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
 _MATRIX = {"Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger",
            "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits"}  # fmt: skip
-_COMPUTE = {*_CONV_WEIGHT, *_MATRIX, "ConvTranspose", "Add", "Mul", "AveragePool", "GlobalAveragePool"}
+_PRODUCTS = {*_CONV_WEIGHT, *_MATRIX, "ConvTranspose"}
+_BETWEEN = {"Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "Sigmoid", "LeakyRelu"}
 
 
 def audit(lowered: Lowered, target: Target) -> Audit:
@@ -60,11 +61,11 @@ def audit(lowered: Lowered, target: Target) -> Audit:
             name = event["name"].removesuffix("_kernel_time")
             events[name, event["args"]["op_name"]].append(event["args"])
     weights = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    makers = {output: node for node in model.graph.node for output in node.output}
+    around = _Around(model.graph)
     rows = []
     for node in model.graph.node:
         queue = events[node.name, node.op_type]
-        rows.append(_row(node, queue.popleft() if queue else {}, weights, makers, target))
+        rows.append(_row(node, queue.popleft() if queue else {}, weights, around, target))
     return Audit(tuple(rows), tuple(n for n in (note, _foreign(target)) if n))
 
 
@@ -100,7 +101,7 @@ def _row(
     node: onnx.NodeProto,
     ran: Mapping[str, Any],
     weights: Mapping[str, tuple[int, ...]],
-    makers: Mapping[str, onnx.NodeProto],
+    around: _Around,
     target: Target,
 ) -> AuditRow:
     name = node.name or next(iter(node.output), "")
@@ -114,11 +115,34 @@ def _row(
         kind = outputs[0][0] if outputs else ""
         precision = _PRECISION.get(kind, kind or "unknown")
     reason = _placed(ran.get("provider", ""), target)
-    fed = [makers[i].op_type for i in node.input if i in makers]
-    if not reason and node.op_type in _COMPUTE and "DequantizeLinear" in fed:
-        reason = f"in {precision}: ONNX Runtime did not fuse the DequantizeLinear before it"
+    unfused = "" if reason else around.unfused(node)
     macs = _macs(node, ran, outputs[0][1], weights) if outputs else 0
-    return AuditRow(name, domain + node.op_type, precision, macs, reason)
+    fell_back = bool(unfused) and node.op_type != "QuantizeLinear"
+    return AuditRow(name, domain + node.op_type, precision, macs, reason or unfused, fell_back)
+
+
+class _Around:
+    """Who makes and who reads what in an optimised graph."""
+
+    def __init__(self, graph: onnx.GraphProto):
+        self.makers = {output: node.op_type for node in graph.node for output in node.output}
+        self.readers: dict[str, list[str]] = defaultdict(list)
+        for node in graph.node:
+            for name in node.input:
+                self.readers[name].append(node.op_type)
+        self.outputs = {value.name for value in graph.output}
+
+    def unfused(self, node: onnx.NodeProto) -> str:
+        """Why an operator between quantizers is not an integer one, or empty."""
+        fed = [self.makers.get(name) == "DequantizeLinear" for name in node.input if name]
+        read = [kind for name in node.output for kind in self.readers[name]]
+        if node.op_type in _PRODUCTS and len(fed) > 1 and all(fed[:2]):
+            return "in float: ONNX Runtime did not fuse the DequantizeLinear before it"
+        if node.op_type in _BETWEEN and fed and all(fed) and read and set(read) == {"QuantizeLinear"}:
+            return "in float: ONNX Runtime did not fuse the quantizers around it"
+        if node.op_type == "QuantizeLinear" and read and set(read) == {"DequantizeLinear"}:
+            return "a quantizer that is undone at once: it rounds, and nothing behind it runs in integers"
+        return ""
 
 
 def _placed(provider: str, target: Target) -> str:

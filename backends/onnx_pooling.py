@@ -26,6 +26,4 @@ def pool_globally(model: ir.Model) -> None:
         pool = ir.Node("", "GlobalAveragePool", [value], name=node.name)
         pool.outputs[0].shape, pool.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
         pool.outputs[0].name = node.outputs[0].name
-        ir.convenience.replace_nodes_and_values(
-            model.graph, node, [node], [pool], node.outputs, pool.outputs
-        )
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [pool], node.outputs, pool.outputs)

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 
+from .backend import Audit
 from .calibration import replayed
 from .cost import cost
+from .errors import BackendError
 from .graph import Graph, clone_tensor
 from .inputs import undisturbed
 from .instruments import Dump, Recorder
@@ -59,6 +61,9 @@ class Options(TypedDict, total=False):
     steps: int
     schedule: str
     callback: Callable[[Any, int], Any] | None
+    precision: str | None
+    max_drop: float | None
+    allow_float: bool
     dynamic_batch: bool
     pipeline: str | Pipeline | None
     backend: str
@@ -103,6 +108,9 @@ def optimize(
     steps: int = 1,
     schedule: str = "polynomial",
     callback: Callable[[Any, int], Any] | None = None,
+    precision: str | None = None,
+    max_drop: float | None = None,
+    allow_float: bool = False,
     dry_run: bool = False,
     dynamic_batch: bool = False,
     pipeline: str | Pipeline | None = None,
@@ -136,6 +144,11 @@ def optimize(
         steps: reach the budget in so many rounds of pruning, repair and ``callback``.
         schedule: ``constant``, ``linear``, ``polynomial`` or ``exponential`` (:mod:`graphprune.schedule`).
         callback: ``(module, step) -> anything``, the caller's training after each step, from 1.
+        precision: ``int8``, ``int8-dynamic``, ``int8-weights`` or ``int4-weights``, after any pruning
+            (:mod:`graphprune.precision`); ``None`` keeps the model's.
+        max_drop: with ``evaluate``, how much of its score may be lost (0.01 is one point of an accuracy);
+            what costs more in int8 stays in float.
+        allow_float: do not fail where the runtime computes in float what the graph has in integers.
         dry_run: change nothing and return the :class:`Plan` of what would go in the last step's budget.
         dynamic_batch: keep the batch size open; proved at batch 1 and 7.
         pipeline: passes as text or as a :class:`Pipeline`; ``None`` is the lossless one, ``LOSSLESS``.
@@ -158,7 +171,7 @@ def optimize(
     goal = get(target)
     pruning = Pruning(
         {"macs": macs, "params": params, "bytes": bytes, "latency": latency},
-        importance, repair, steps, schedule, callback,
+        importance, repair, steps, schedule, callback, precision, max_drop,
     )  # fmt: skip
     calibration = replayed(calibration)
     passes = pruning.pipeline(pipeline)
@@ -185,6 +198,8 @@ def optimize(
         deployment = deploy(final.graph, goal, tried, calls=calls, verify=verify, threads=threads)
         for title, certificate in deployment.certificates.items():
             certificates[f"artifact against graph{at(title)}"] = certificate
+        audit = deployment.audit() if deployment.runner is not None else None
+        _in_integers(audit, allow_float)
         exact = all(step.exact for step in passes)
         certificates.update(_end_to_end(final.graph, deployment, graph, calls, references, exact))
         timing = _latency(original, deployment, measure, threads, rounds, say)
@@ -200,7 +215,7 @@ def optimize(
         final=cost(final.graph),
         passes=tuple(recorder.records),
         certificates=certificates,
-        audit=AuditSummary.of(deployment.audit()) if deployment.runner is not None else None,
+        audit=None if audit is None else AuditSummary.of(audit),
         files={name: len(content) for name, content in deployment.lowered.files.items()},
         latency=timing,
         versions={"python": platform.python_version(), **deployment.lowered.versions},
@@ -217,6 +232,18 @@ def optimize(
     if final.graph is final.trainable:
         lowered = trainable
     return Result(lowered, trainable, deployment, report)
+
+
+def _in_integers(audit: Audit | None, allowed: bool) -> None:
+    """Raise a :class:`BackendError` where the runtime computes in float what the graph has in integers."""
+    fallen = [] if audit is None or allowed else [row for row in audit.rows if row.fell_back]
+    if fallen:
+        shown = "; ".join(f"{row.name} ({row.operator}) {row.reason}" for row in fallen[:3])
+        more = f" and {len(fallen) - 3} more" if len(fallen) > 3 else ""
+        raise BackendError(
+            f"asked for integers, and the runtime computes in float: {shown}{more}; "
+            "leave them out with quantize{ignored=…}, or pass allow_float=True"
+        )
 
 
 def _runner_notes(deployment: Deployment) -> tuple[str, ...]:

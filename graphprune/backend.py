@@ -58,6 +58,7 @@ class AuditRow:
         precision: what it computes in (``float32``, ``int8`` …).
         macs: its multiply-accumulates, 0 if unknown or none.
         reason: why it is not what was asked for, else empty.
+        fell_back: whether it computes in float although the graph has it in integers.
     """
 
     name: str
@@ -65,6 +66,7 @@ class AuditRow:
     precision: str
     macs: int = 0
     reason: str = ""
+    fell_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,12 @@ class Audit:
             if row.macs:
                 macs[row.precision] = macs.get(row.precision, 0) + row.macs
         return _most_first(macs)
+
+
+def integer_share(macs: Mapping[str, int]) -> float:
+    """The share of multiply-accumulates by precision that are in integers, 0 to 1."""
+    whole = sum(macs.values())
+    return sum(n for kind, n in macs.items() if kind == "int8") / whole if whole else 0.0
 
 
 def _most_first(counts: dict[str, int]) -> dict[str, int]:

@@ -76,6 +76,7 @@ class Graph:
         bodies: sub-graphs that control-flow operators call, by name; their tensors come in as operands.
         provenance: what the network was before positions were removed; ``None`` while none were.
         removal: the network before and the plan, what a repair needs; ``None`` while nothing was removed.
+        floating: what a quantized graph computes without rounding, operator names as here; else ``None``.
     """
 
     fx: torch_fx.Graph
@@ -88,6 +89,7 @@ class Graph:
     bodies: dict[str, torch_fx.GraphModule] = field(default_factory=dict)
     provenance: Provenance | None = field(default=None, repr=False, compare=False)
     removal: Removal | None = field(default=None, repr=False, compare=False)
+    floating: Graph | None = field(default=None, repr=False, compare=False)
     _module: Any = field(default=None, repr=False, compare=False)
     _typing: Any = field(default=None, repr=False, compare=False)
     _axes: Any = field(default=None, repr=False, compare=False)

@@ -1,7 +1,8 @@
 """What an operator is, in one word: how targets and reports name operators, whatever ATen calls them.
 
 >>> import torch, graphprune
->>> graph = graphprune.trace(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU6()), torch.zeros(1, 1, 4, 4))
+>>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU6())
+>>> graph = graphprune.trace(net, torch.zeros(1, 1, 4, 4))
 >>> [kind(node) for node in graph.nodes if node.op == "call_function"]
 ['convolution', 'clamp']
 """

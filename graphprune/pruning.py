@@ -1,4 +1,4 @@
-"""What ``optimize`` runs: the lossless pipeline, and before it pruning to a budget, repair, training."""
+"""What ``optimize`` runs: pruning to a budget, repair, training, the lossless pipeline, another precision."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .errors import InputError
 from .graph import Graph
 from .pipeline import LOSSLESS, Context, Instrument, Pass, Pipeline
 from .plan import CostModel, Plan
+from .precision import suffix
 from .schedule import shares
 from .textual import make_pass
 
@@ -26,6 +27,7 @@ class Pruning:
         repair: whether ``repair`` follows each removal.
         steps, schedule: how many rounds, and how much each leaves (:mod:`graphprune.schedule`).
         callback: the caller's training after each round.
+        precision, max_drop: what the numbers become afterwards (:mod:`graphprune.precision`).
     """
 
     budgets: Mapping[str, Any]
@@ -34,6 +36,8 @@ class Pruning:
     steps: int = 1
     schedule: str = "polynomial"
     callback: Callable[[Any, int], Any] | None = None
+    precision: str | None = None
+    max_drop: float | None = None
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -53,6 +57,9 @@ class Pruning:
         """
         shares(1.0, self.steps, self.schedule)
         asked = self.asked
+        last = suffix(self.precision, self.max_drop)
+        if given is not None and last:
+            raise InputError(f"both a pipeline and a precision are given; end the pipeline with {last}")
         if given is not None:
             if asked:
                 raise InputError(
@@ -63,7 +70,7 @@ class Pruning:
             return Pipeline.parse(given) if isinstance(given, str) else given
         if not asked:
             self._no_rounds("no budget")
-            return Pipeline.parse(LOSSLESS)
+            return Pipeline.parse(f"{LOSSLESS},{last}" if last else LOSSLESS)
         if "latency" in asked and self.steps > 1:
             raise InputError(
                 "a latency budget is reached in one step; for several give macs, params or bytes"
@@ -79,7 +86,7 @@ class Pruning:
                 passes.append(make_pass("repair", {}))
             if self.callback is not None:
                 passes.append(make_pass("train", {"function": self.callback, "step": number}))
-        return Pipeline((*passes, *Pipeline.parse(LOSSLESS)))
+        return Pipeline((*passes, *Pipeline.parse(f"{LOSSLESS},{last}" if last else LOSSLESS)))
 
     def _no_rounds(self, why: str) -> None:
         if self.steps > 1 or self.callback is not None:

@@ -44,6 +44,9 @@ class Recipe:
         macs, params, bytes: budgets: a share (up to 1.0) or an absolute number.
         latency: a budget that is measured: a share, or a time as in ``5ms``.
         repair: whether what pruning leaves is refitted.
+        precision: ``int8``, ``int8-dynamic``, ``int8-weights`` or ``int4-weights``.
+        max_drop: how much of what ``evaluate`` gives may be lost.
+        allow_float: whether the runtime may compute in float what is quantized.
         dump: a directory for the graph's text after every pass.
         directory: what relative paths and modules are relative to.
     """
@@ -67,6 +70,9 @@ class Recipe:
     bytes: float | None = None
     latency: str | None = None
     repair: bool | None = None
+    precision: str | None = None
+    max_drop: float | None = None
+    allow_float: bool | None = None
     dump: str | None = None
     directory: Path = Path(".")
 
@@ -82,10 +88,22 @@ class Recipe:
 
 _TYPES: Mapping[str, type] = {
     **dict.fromkeys(
-        ("source", "target", "out", "pipeline", "backend", "calibration", "evaluate", "latency", "dump"), str
+        (
+            "source",
+            "target",
+            "out",
+            "pipeline",
+            "backend",
+            "calibration",
+            "evaluate",
+            "latency",
+            "dump",
+            "precision",
+        ),
+        str,
     ),
-    **dict.fromkeys(("dynamic_batch", "verify", "measure", "overwrite", "repair"), bool),
-    **dict.fromkeys(("macs", "params", "bytes"), float),
+    **dict.fromkeys(("dynamic_batch", "verify", "measure", "overwrite", "repair", "allow_float"), bool),
+    **dict.fromkeys(("macs", "params", "bytes", "max_drop"), float),
     **dict.fromkeys(("threads", "seed"), int),
     "inputs": list,
 }

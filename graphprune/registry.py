@@ -76,6 +76,7 @@ passes = Registry(
         "prune-channels": "graphprune.passes.prune_channels:PruneChannels",
         "prune-heads": "graphprune.passes.prune_heads:PruneHeads",
         "prune-layers": "graphprune.passes.prune_layers:PruneLayers",
+        "quantize": "graphprune.passes.quantize:Quantize",
         "quantize-weights": "graphprune.passes.quantize_weights:QuantizeWeights",
         "remove-dead-channels": "graphprune.passes.dead:RemoveDeadChannels",
         "remove-dead-heads": "graphprune.passes.remove_dead_heads:RemoveDeadHeads",

@@ -122,6 +122,16 @@ def compare(
                        same / places if places else 1.0, len(references), reason)  # fmt: skip
 
 
+def noise_ratio(results: Sequence[Any], references: Sequence[Any]) -> float:
+    """``|a - b| / |b|`` over all floating outputs of one call, Euclidean norms; 0 where there are none."""
+    noise = signal = 0.0
+    for output, reference in zip(results, references, strict=True):
+        if isinstance(reference, torch.Tensor) and reference.is_floating_point():
+            a, b = torch.as_tensor(output).detach().double(), reference.detach().double()
+            noise, signal = noise + float(((a - b) ** 2).sum()), signal + float((b**2).sum())
+    return math.sqrt(noise / signal) if signal else math.sqrt(noise)
+
+
 def pass_equivalence(
     before: Graph | Sequence[Sequence[Any]],
     after: Graph,

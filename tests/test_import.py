@@ -31,7 +31,7 @@ LAYERS = {
     "capture": (
         "graph", "graph_text", "batch", "functionalize", "module", "training", "inputs", "declared_inputs",
         "capture", "original", "cost", "provenance", "removal", "calibration",
-        "runner", "operands",
+        "runner", "operands", "kinds",
     ),
     "type": ("axes", "dependency", "drawing"),
     "plan": ("importance", "quantization", "plan", "candidates", "budget", "schedule"),
@@ -39,7 +39,7 @@ LAYERS = {
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "artifact"),
     "measure": ("measure", "bracket", "latency"),
-    "front": ("report", "result", "pruning", "api", "input_text", "sources", "recipe", "cli"),
+    "front": ("report", "result", "precision", "pruning", "api", "input_text", "sources", "recipe", "cli"),
 }  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}
 

@@ -12,7 +12,7 @@ from graphprune.graph import Graph
 from graphprune.importance import Data
 from graphprune.plan import Plan
 
-LIMIT = 1024  # calibration samples: all there are
+LIMIT = 2048  # calibration samples: all there are
 MINIMUM = 0.05  # share of its positions that every axis keeps: a tenth would forbid eight times fewer MACs
 
 

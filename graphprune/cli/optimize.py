@@ -48,6 +48,16 @@ def optimize(
     repair: Annotated[
         bool | None, typer.Option("--repair/--no-repair", help="Refit what pruning leaves.")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="int8, int8-dynamic, int8-weights or int4-weights.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="How much of what --evaluate gives may be lost, as in 0.01.")
+    ] = None,
+    allow_float: Annotated[
+        bool | None,
+        typer.Option("--allow-float/--no-allow-float", help="Let quantized operators run in float."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     calibration: Annotated[str | None, typer.Option(help="module:attribute, an iterable of inputs.")] = None,
     evaluate: Annotated[
@@ -78,6 +88,7 @@ def optimize(
         "seed": seed, "verify": verify, "measure": measure, "overwrite": overwrite,
         "calibration": calibration, "evaluate": evaluate, "dump": _absolute(dump),
         "macs": macs, "params": params, "bytes": bytes, "latency": latency, "repair": repair,
+        "precision": precision, "max_drop": max_drop, "allow_float": allow_float,
     }  # fmt: skip
     given = {name for name in _OBJECTS if flags[name] is not None}
     places = {name: Path(".") if name in given else chosen.directory for name in _OBJECTS}
@@ -136,6 +147,9 @@ def _settled(recipe: Recipe, places: dict[str, Path], say: Any, **more: Any) -> 
             "params",
             "bytes",
             "repair",
+            "precision",
+            "max_drop",
+            "allow_float",
         )
         if getattr(recipe, name) is not None
     }

@@ -141,6 +141,8 @@ def audit_sections(audit: AuditSummary, full: bool) -> Iterator[Section]:
     )
     shown = rows if full else rows[:12]
     caption = f"and {len(rows) - len(shown)} more kinds" if len(shown) < len(rows) else ""
+    if audit.integers:
+        caption = "; ".join(filter(None, (f"{audit.integers:.1%} of the MACs in integers", caption)))
     columns = ("operator", "precision", "count", "MACs")
     yield Section("what the runtime executes", columns, shown, frozenset({2, 3}), (), caption)
     fallbacks = audit.fallbacks

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
-from ..backend import Audit, TensorSpec
+from ..backend import Audit, TensorSpec, integer_share
 from ..cost import Cost
 from ..instruments import PassRecord
 from ..measure import Ratio, Timing
@@ -51,10 +51,12 @@ class AuditSummary:
     Attributes:
         operators: (kind, precision, count, MACs), most frequent first.
         fallbacks: (operator name, kind, precision, reason).
+        integers: share of the multiply-accumulates in integers, 0 to 1.
     """
 
     operators: tuple[tuple[str, str, int, int], ...]
     fallbacks: tuple[tuple[str, str, str, str], ...]
+    integers: float = 0.0
 
     @staticmethod
     def of(audit: Audit) -> AuditSummary:
@@ -67,6 +69,7 @@ class AuditSummary:
         return AuditSummary(
             tuple(sorted(operators, key=lambda row: -row[2])),
             tuple((r.name, r.operator, r.precision, r.reason) for r in audit.rows if r.reason),
+            integer_share(audit.macs),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -76,6 +79,7 @@ class AuditSummary:
         return {
             "operators": [dict(zip(operators, row, strict=True)) for row in self.operators],
             "fallbacks": [dict(zip(fallbacks, row, strict=True)) for row in self.fallbacks],
+            "integers": self.integers,
         }
 
 

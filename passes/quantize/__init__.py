@@ -19,24 +19,20 @@ network. The graph computes the rounded numbers in float, as every runtime that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import fx
-
-from graphprune.calibration import read
-from graphprune.errors import PassError
+from graphprune.errors import InputError, PassError
 from graphprune.graph import Graph
-from graphprune.integers import Scheme
 from graphprune.kinds import kind
 from graphprune.pipeline import Context, Note, Pass, PassResult
+from graphprune.quantization.rounding import METHODS
 
-from .annotate import Annotation, annotate
-from .calibrate import calibrate
-from .insert import insert
-from .prepare import attention_refusal, has_parts, written_out
+from .annotate import Annotation
 from .select import Selection
+from .staged import Staged, float_notes
+
+__all__ = ["Quantize", "Staged"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,8 @@ class Quantize(Pass):
         percentile: of that observer.
         averaging: of ``moving-average``.
         bits: of weights, 2 to 8; fewer than 8 are stored as int8.
+        rounding: of weights: ``nearest``, ``gptq``, ``adaround``, or ``auto``: ``gptq`` below 8 bits.
+        embeddings: keep the tables of embeddings as integers, too.
         attention: write attention out, so that its products run in integers, too.
         ignored: operators, modules or parameters that stay in float, by name or glob.
         only: operators, modules or parameters that alone are quantized, by name or glob.
@@ -64,6 +62,8 @@ class Quantize(Pass):
     percentile: float = 99.99
     averaging: float = 0.01
     bits: int = 8
+    rounding: str = "auto"
+    embeddings: bool = True
     attention: bool = True
     ignored: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -71,54 +71,58 @@ class Quantize(Pass):
 
     def run(self, graph: Graph, context: Context) -> PassResult:
         """A graph with quantizers; notes say what runs in integers, and what does not and why."""
+        staged = self.staged(graph, context)
+        found = staged.found
+        if not found.runs:
+            nothing = Note("refused", "", "nothing in this network runs in integers on the target")
+            return PassResult(graph, False, (nothing, *float_notes(found)))
+        weights = staged.rounded(found, self.method, context.seed)
+        result, tables = staged.quantized(weights=weights, tables=self.embeddings)
+        notes = (summary(found), *staged.notes, *tables, *float_notes(found))
+        return PassResult(result, True, notes)
+
+    def staged(self, graph: Graph, context: Context) -> Staged:
+        """The network with everything that quantizing it takes.
+
+        Raises:
+            PassError: the target computes nothing in integers, or there are no calibration inputs.
+            InputError: an option or a calibration input does not fit.
+        """
         scheme = context.target.integers
         if scheme is None:
             raise PassError(self.name, f"nothing is known of integers on target {context.target.name!r}")
+        if self.rounding not in ("auto", *METHODS):
+            raise InputError(f"rounding must be auto or one of {', '.join(METHODS)}, got {self.rounding!r}")
         if context.calibration is None:
             raise PassError(
                 self.name,
                 "needs calibration inputs to take ranges from: give calibration, some tens of typical inputs",
             )
-        scheme = replace(scheme, weight=replace(scheme.weight, bits=self.bits))
-        skipped = Selection(graph, self.ignored, self.only).skipped
-        ready, notes = prepared(graph, scheme, skipped, attention=self.attention)
-        found = annotate(ready, scheme, skipped)
-        if not found.runs:
-            nothing = Note("refused", "", "nothing in this network runs in integers on the target")
-            return PassResult(graph, False, (nothing, *_floats(found)))
-        inputs = read(ready, context.calibration, self.limit)
-        options = {"percentile": {"percentile": self.percentile},
-                   "moving-average": {"averaging": self.averaging}}.get(self.observer, {})  # fmt: skip
-        ranges, odd = calibrate(found, inputs.calls, self.observer, options)
-        insert(found, ranges)
-        kinds = Counter(kind(node) for node in found.runs)
-        said = Note("changed", "", ", ".join(f"{count} {what}" for what, count in kinds.most_common()))
-        return PassResult(ready, True, (said, *inputs.notes, *notes, *odd, *_floats(found)))
+        if graph.is_meta:
+            raise PassError(self.name, "the weights are on the meta device; load them first")
+        return Staged.of(
+            graph,
+            replace(scheme, weight=replace(scheme.weight, bits=self.bits)),
+            context.calibration,
+            skipped=Selection(graph, self.ignored, self.only).skipped,
+            attention=self.attention,
+            observer=self.observer,
+            options={
+                "percentile": {"percentile": self.percentile},
+                "moving-average": {"averaging": self.averaging},
+            }.get(self.observer, {}),
+            limit=self.limit,
+        )
+
+    @property
+    def method(self) -> str:
+        """How weights are rounded."""
+        if self.rounding != "auto":
+            return self.rounding
+        return "nearest" if self.bits == 8 else "gptq"
 
 
-def prepared(
-    graph: Graph, scheme: Scheme, skipped: Callable[[fx.Node], str], *, attention: bool
-) -> tuple[Graph, tuple[Note, ...]]:
-    """A copy with operators written out whose parts run in integers, and what was not."""
-    graph, notes = graph.copy(), []
-    for node in graph.nodes:
-        if kind(node) != "attention" or not attention or "matmul" not in scheme.inputs or skipped(node):
-            continue
-        reason = attention_refusal(node)
-        if reason:
-            notes.append(Note("refused", node.name, f"attention stays in float: {reason}"))
-        else:
-            written_out(graph, node)
-    graph.propagate()
-    for node in annotate(graph, scheme, skipped).runs:
-        if has_parts(node):
-            written_out(graph, node)
-    return graph.propagate(), tuple(notes)
-
-
-def _floats(found: Annotation) -> tuple[Note, ...]:
-    return tuple(
-        Note("refused", node.name, f"{kind(node)} stays in float: {reason}")
-        for node, reason in found.floats.items()
-        if kind(node) != "rescale"
-    )
+def summary(found: Annotation) -> Note:
+    """How many operators of each kind run in integers."""
+    kinds = Counter(kind(node) for node in found.runs if kind(node) != "rescale")
+    return Note("changed", "", "in integers: " + ", ".join(f"{n} {what}" for what, n in kinds.most_common()))

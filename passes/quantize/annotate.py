@@ -7,7 +7,8 @@ largest region in which every quantizer fuses.
 
 >>> import torch, graphprune
 >>> from graphprune.target import get
->>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Conv2d(2, 2, 3), torch.nn.GELU())
+>>> convolutions = torch.nn.Conv2d(1, 2, 3), torch.nn.Conv2d(2, 2, 3)
+>>> net = torch.nn.Sequential(convolutions[0], torch.nn.ReLU(), convolutions[1], torch.nn.GELU())
 >>> graph = graphprune.trace(net, torch.zeros(1, 1, 8, 8))
 >>> found = annotate(graph, get("cpu").integers)
 >>> [node.name for node in found.runs], [value.name for value in found.values]
@@ -125,9 +126,9 @@ def _unfit(graph: Graph, node: fx.Node) -> str:
     weight = weight_of(node)
     if kind(node) in _WEIGHT and (weight is None or graph.constant(weight) is None):
         return "its weight is computed, not a constant"
-    if kind(node) == "average-pool" and has_argument(node, "output_size"):
-        if set(argument(node, "output_size")) != {1}:
-            return "it pools adaptively to more than one place"
+    adaptive = kind(node) == "average-pool" and has_argument(node, "output_size")
+    if adaptive and set(argument(node, "output_size")) != {1}:
+        return "it pools adaptively to more than one place"
     if kind(node) in ("add", "mul") and not operands(node):
         return "it has no tensor operand"
     if kind(node) == "add" and argument(node, "alpha") != 1:
@@ -190,7 +191,7 @@ def _float_reader(found: Annotation, value: fx.Node) -> str:
         if kind(reader) in found.scheme.joined and value is reader.args[0]:
             inside = not _float_reader(found, reader)
         if not inside:
-            return f"{reader.name} ({kind(reader)}) reads its result in float"
+            return f"its result is read in float, by {kind(reader)}"
     return ""
 
 
@@ -198,7 +199,7 @@ def _float_operand(found: Annotation, node: fx.Node, behind: set[fx.Node]) -> st
     for operand in operands(node):
         value = found.through(operand)
         if found.graph.constant(value) is None and value not in behind:
-            return f"it reads {value.name} ({kind(value)}), which is in float"
+            return f"what it reads is in float, from {kind(value)}"
     return ""
 
 

@@ -6,8 +6,8 @@
 >>> graph = graphprune.trace(torch.nn.Linear(3, 2), torch.zeros(1, 3))
 >>> found = annotate(graph, get("cpu").integers)
 >>> ranges, notes = calibrate(found, [(torch.tensor([[-1.0, 0.0, 3.0]]),)], "minmax", {})
->>> [(value.name, how.low, how.high) for value, how in ranges.items()], notes
-([('input_1', -1.0039215683937073, 2.9960784316062927)], ())
+>>> [(value.name, round(how.low, 3), round(how.high, 3)) for value, how in ranges.items()], notes
+([('input_1', -1.004, 2.996)], ())
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def calibrate(
     """
     watched = {chief: observer(name, **options) for chief in dict.fromkeys(found.values.values())}
     moved = {found.ends[node] for node, role in found.runs.items() if role == "shares"}
-    seen_by = {value: watched[chief] for value, chief in found.values.items() if value not in moved or value is chief}
+    seen_by = {
+        value: watched[chief] for value, chief in found.values.items() if value not in moved or value is chief
+    }
     for call in calls:
         _watch(found.graph, call, seen_by)
     form = found.scheme.activation

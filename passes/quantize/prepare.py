@@ -86,7 +86,9 @@ def _attention(graph: Graph, node: fx.Node) -> fx.Node:
         mask = graph.add_tensor(f"{node.name}.causal_mask", ones, before=scores, trainable=False)
     if isinstance(mask, fx.Node):
         if mask.meta["val"].dtype == torch.bool:
-            scores = call(aten.masked_fill.Scalar, (scores, call(aten.logical_not.default, (mask,)), -math.inf))
+            scores = call(
+                aten.masked_fill.Scalar, (scores, call(aten.logical_not.default, (mask,)), -math.inf)
+            )
         else:
             scores = call(aten.add.Tensor, (scores, mask))
     return call(aten.matmul.default, (call(aten.softmax.int, (scores, -1)), value))

@@ -1,0 +1,58 @@
+"""Tables that rows are looked up in: integers with a scale for each row, unpacked after the look-up.
+
+Half of a small language model's file is its vocabulary. ``table[ids] * scale[ids]`` reads as few bytes as
+there are tokens, on every runtime; a table that is the output layer's weight, too, stays one constant.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from graphprune.graph import Graph
+from graphprune.integers import INT8
+from graphprune.notes import Note
+from graphprune.operands import argument
+from graphprune.quantization.parameters import of_weight, to_integers
+
+aten = torch.ops.aten
+
+
+def store(graph: Graph, ignored: frozenset[str] = frozenset()) -> list[Note]:
+    """Replace the tables of embeddings, in place.
+
+    Args:
+        graph: after quantizers were put in; a linear that reads a table has left its integers under
+            ``NAME.integers``.
+        ignored: names of embeddings that stay in float.
+    """
+    notes = []
+    for node in list(graph.find(aten.embedding.default)):
+        table = graph.constant(node.args[0])
+        if table is None or table.dtype != torch.float32 or node.name in ignored:
+            continue
+        name = str(node.args[0].target)  # type: ignore[union-attr]
+        if f"{name}.integers" not in graph.tensors:
+            how = of_weight(table, INT8, 0)
+            graph.add_tensor(f"{name}.integers", to_integers(table, how), before=node, trainable=False)
+            graph.add_tensor(f"{name}.scale", how.scale, before=node, trainable=False)
+        ids = argument(node, "indices")
+        with graph.fx.inserting_before(node):
+            integers, scales = (graph.fx.get_attr(f"{name}.{part}") for part in ("integers", "scale"))
+            row = graph.fx.call_function(aten.embedding.default, (integers, ids))
+            scale = graph.fx.call_function(aten.embedding.default, (_column(graph, scales), ids))
+            row = graph.fx.call_function(aten.to.dtype, (row, torch.float32))
+            value = graph.fx.call_function(aten.mul.Tensor, (row, scale))
+        for part in (row, scale, value):
+            part.meta.update({k: node.meta[k] for k in ("stack_trace", "module") if k in node.meta})
+        node.replace_all_uses_with(value)
+        graph.fx.erase_node(node)
+        notes.append(Note("changed", name, "looked up as int8, one scale a row"))
+    graph.sweep()
+    graph.propagate()
+    return notes
+
+
+def _column(graph: Graph, scales: fx.Node) -> fx.Node:
+    """Scales ``[rows]`` as ``[rows, 1]``, which is what a look-up takes."""
+    return graph.fx.call_function(aten.unsqueeze.default, (scales, 1))
