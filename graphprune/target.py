@@ -14,7 +14,8 @@ graphprune.errors.TargetError: unknown target 'x68'; known: arm, cpu, cuda, x86 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from .errors import TargetError, suggestion
 from .integers import ONNX_RUNTIME, Scheme
@@ -52,6 +53,14 @@ class Target:
             )
         if self.channel_alignment < 1 or self.linear_alignment < 1:
             raise TargetError(f"target {self.name!r}: alignments are channel counts, at least 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; kinds of operators as sorted lists."""
+        values = asdict(self)
+        if self.integers is not None:
+            kinds = {k: sorted(v) for k, v in values["integers"].items() if isinstance(v, frozenset)}
+            values["integers"] |= kinds
+        return values
 
     @property
     def runs_here(self) -> bool:

@@ -30,6 +30,9 @@ params = 1000
 bytes = 4096.0
 latency = "5ms"
 repair = false
+precision = "int8"
+max-drop = 0.01
+allow-float = true
 
 [[passes]]
 name = "clean-up"
@@ -48,7 +51,8 @@ def test_every_option(tmp_path: Path) -> None:
         source="nets:small", target="arm", out="build/small", backend="auto", inputs=("1x3x8x8",),
         pipeline="clean-up,fold-constants{max-bytes=4096}", dynamic_batch=True, threads=2, verify=True,
         measure=False, overwrite=True, seed=3, calibration="data:batches", evaluate="data:accuracy",
-        dump="stages", macs=0.5, params=1000, bytes=4096.0, latency="5ms", repair=False, directory=tmp_path,
+        dump="stages", macs=0.5, params=1000, bytes=4096.0, latency="5ms", repair=False,
+        precision="int8", max_drop=0.01, allow_float=True, directory=tmp_path,
     )  # fmt: skip
     assert recipe.path("out") == tmp_path / "build" / "small"
     assert all(getattr(recipe, f.name) is not None for f in fields(Recipe))
@@ -70,7 +74,7 @@ def test_underscores_read_as_dashes() -> None:
     [
         (
             'taget = "arm"',
-            r"unknown key 'taget' \(did you mean 'target'\?\); known: backend, bytes, calibration",
+            r"unknown key 'taget' \(did you mean 'target'\?\); known: allow-float, backend, bytes",
         ),
         ("threads = true", "threads must be a whole number, not True"),
         ('verify = "yes"', "verify must be true or false, not 'yes'"),

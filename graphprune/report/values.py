@@ -135,7 +135,7 @@ class Report:
         """The part of :meth:`to_json` that follows from the model and the options."""
         values = {
             "model": self.model,
-            "target": asdict(self.target),
+            "target": self.target.to_json(),
             "backend": self.backend,
             "pipeline": self.pipeline,
             "inputs": [asdict(spec) for spec in self.inputs],

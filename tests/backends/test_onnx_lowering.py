@@ -249,6 +249,8 @@ def test_no_operator_more_than_a_plain_export(name):
     assert plain is not None
     lowered = backends.load("onnxruntime")().lower(graph, get("cpu"))
     ours, theirs = histogram(lowered.files["model.onnx"]), histogram(plain.model_proto.SerializeToString())
+    for counts in (ours, theirs):  # a mean over all places is a pool with us
+        counts["ReduceMean"] += counts.pop("GlobalAveragePool", 0)
     assert ours - theirs == collections.Counter()
 
 
