@@ -169,7 +169,7 @@ def _macs(
     if node.op_type in _MATRIX and inputs and inputs[0]:
         inner = -2 if _attribute(node, "transA", 0) and len(inputs[0]) > 1 else -1
         return math.prod(output) * inputs[0][inner]
-    if node.op_type in ("LSTM", "GRU", "RNN") and inputs:
+    if node.op_type in ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM") and inputs:
         used = [weights.get(name, ()) for name in node.input[1:3]]
         return math.prod(inputs[0][:2]) * sum(math.prod(w) for w in used if w)
     return 0

@@ -29,6 +29,7 @@ from graphprune.graph_text import operator_name
 from graphprune.target import Target
 
 from .onnx_attention import four_dimensional
+from .onnx_dynamic import dynamic
 from .onnx_files import DATA_FILE, MODEL_FILE
 from .onnx_integers import packed
 from .onnx_pooling import pool_globally
@@ -108,6 +109,7 @@ def _program(graph: Graph, kept: Sequence[int]) -> tuple[torch.export.ExportedPr
     flat = graph.output.args[0]
     graph.output.args = (tuple(flat[i] for i in kept),)  # type: ignore[index]
     four_dimensional(graph)
+    dynamic(graph)
     notes = packed(graph)
     for node in graph.find(aten.view.default):
         # A view of attention's result fits the strides of the kernel that was captured, and no others.
@@ -121,8 +123,8 @@ def _program(graph: Graph, kept: Sequence[int]) -> tuple[torch.export.ExportedPr
         shapes.append({i: torch.export.Dim.DYNAMIC for i, s in enumerate(sizes) if not isinstance(s, int)})
     module = graph.callable()
     try:
-        dynamic = tuple(shapes) if any(shapes) else None
-        return torch.export.export(module, tuple(examples), dynamic_shapes=dynamic, strict=False), notes
+        open_sizes = tuple(shapes) if any(shapes) else None
+        return torch.export.export(module, tuple(examples), dynamic_shapes=open_sizes, strict=False), notes
     except Exception as error:
         fixed = "; a pass has fixed a size that should stay symbolic" if any(shapes) else ""
         raise BackendError(f"the graph does not trace for lowering: {_first_line(error)}{fixed}") from error

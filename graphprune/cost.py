@@ -112,6 +112,11 @@ def _recurrent(node: fx.Node, shape: Shape) -> int:
     return steps * sum(math.prod(dims) for dims in map(shape, weights) if len(dims) == 2)  # type: ignore[arg-type,misc]
 
 
+def _integer_recurrent(node: fx.Node, shape: Shape) -> int:
+    weights: Any = node.args[3]
+    return math.prod(shape(node.args[0])[:-1]) * sum(map(math.prod, map(shape, weights)))
+
+
 _RULES: dict[Any, Callable[[fx.Node, Shape], int]] = {
     **dict.fromkeys(
         (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding,
@@ -126,4 +131,4 @@ _RULES: dict[Any, Callable[[fx.Node, Shape], int]] = {
     aten.einsum.default: _einsum,
     **dict.fromkeys((aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input), _recurrent),
 }  # fmt: skip
-_NAMED = {"transformers::grouped_mm_fallback": _product(0)}
+_NAMED = {"transformers::grouped_mm_fallback": _product(0), "graphprune::dynamic_lstm": _integer_recurrent}

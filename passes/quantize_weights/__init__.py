@@ -24,10 +24,11 @@ from typing import ClassVar
 from graphprune.calibration import Call, read
 from graphprune.errors import InputError, PassError
 from graphprune.graph import Graph
+from graphprune.operands import CONVOLUTIONS
 from graphprune.pipeline import Context, Note, Pass, PassResult
 from graphprune.quantization.rounding import METHODS
 
-from .places import Place, places, selected
+from .places import RECURRENT, Place, kept, places, selected
 from .rounding import Rounded, Wanted, round_all
 from .writing import write
 
@@ -72,7 +73,9 @@ class QuantizeWeights(Pass):
         """Integers in place of weights, in a copy."""
         self._check(graph)
         found, notes = places(graph)
-        chosen = selected(graph, found, self.only, self.ignored)
+        others = {"convolution": CONVOLUTIONS, "recurrent layer": RECURRENT}
+        notes += kept(graph, others, "no runtime multiplies blocks of integers there")
+        chosen = selected(found, self.only, self.ignored)
         method, why = self._method(context)
         wanted = {place.name: self._wanted(place, graph, method) for place in chosen}
         small = [p for p in chosen if _bytes(p, graph, wanted[p.name]) >= graph.tensors[p.name].nbytes]

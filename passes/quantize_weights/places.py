@@ -7,10 +7,10 @@ in float beside its integers.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Protocol, TypeVar
 
 import torch
 from graphprune.passes.affine import Refusal
@@ -20,13 +20,13 @@ from torch import fx
 from graphprune.errors import InputError
 from graphprune.graph import Graph
 from graphprune.graph_text import operator_name
-from graphprune.operands import CONVOLUTIONS, PRODUCTS, depends_on_input
+from graphprune.operands import PRODUCTS, depends_on_input
 from graphprune.pipeline import Note
 
 aten = torch.ops.aten
 
 LINEARS = PRODUCTS | {aten.linear.default}
-_RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
+RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +69,23 @@ def places(graph: Graph) -> tuple[list[Place], list[Note]]:
             notes.append(Note("refused", name, f"stays in float: {refusal}"))
     order = {node: i for i, node in enumerate(graph.fx.nodes)}
     found.sort(key=lambda place: min(order[node] for node in place.readers))
-    return found, notes + _others(graph)
+    return found, notes + _computed(graph)
 
 
-def selected(
-    graph: Graph, found: Sequence[Place], only: Sequence[str], ignored: Sequence[str]
-) -> list[Place]:
+class Named(Protocol):
+    """What can be chosen by name: a tensor's, an operator's, or that of a module around one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def readers(self) -> tuple[fx.Node, ...]: ...
+
+
+Kind = TypeVar("Kind", bound=Named)
+
+
+def selected(found: Sequence[Kind], only: Sequence[str], ignored: Sequence[str]) -> list[Kind]:
     """Those of ``found`` that ``only`` names, all without it, less those that ``ignored`` names.
 
     A name is a weight's, an operator's or the path of a module around one, or a glob.
@@ -100,7 +111,7 @@ def _place(graph: Graph, name: str, readers: Sequence[fx.Node]) -> Place:
         kind = str(weight.dtype).removeprefix("torch.")
         raise Refusal(f"it is {kind}, and scales are float32; convert the model with model.float()")
     if weight.dim() != 2:
-        raise Refusal(f"it has {weight.dim()} dimensions, and blocks part the rows of a matrix")
+        raise Refusal(f"it has {weight.dim()} dimensions, and scales belong to rows of a matrix")
     products = tuple(node for node in readers if _multiplies(graph, node, name))
     lookups = tuple(node for node in readers if _looks_up(node, name))
     others = [n for n in readers if n not in {*products, *lookups} or n.all_input_nodes.count(n) > 1]
@@ -137,31 +148,26 @@ def _is(argument: object, name: str) -> bool:
     return isinstance(argument, fx.Node) and argument.op == "get_attr" and argument.target == name
 
 
-def _others(graph: Graph) -> list[Note]:
-    """What multiplies with weights, too, and is none of this pass's business."""
-    counts: Counter[str] = Counter()
-    notes = []
-    for node in graph.fx.nodes:
-        if node.target in CONVOLUTIONS:
-            counts["convolution"] += 1
-        elif node.target in _RECURRENT:
-            counts["recurrent layer"] += 1
-        elif node.target is aten.linear.default and _is_computed(graph, node.args[1]):
-            why = "its weight is computed from others; put fold-parameters before"
-            notes.append(Note("refused", graph.where(node), f"stays in float: {why}"))
-    for kind, count in counts.items():
-        some = f"{count} {kind}{'s' * (count > 1)}"
-        notes.append(
-            Note("info", "", f"{some} kept in float: no runtime multiplies blocks of integers there")
-        )
-    return notes
+def kept(graph: Graph, kinds: Mapping[str, Container[object]], why: str) -> list[Note]:
+    """A note that counts the operators of some kinds, which stay in float; none where there are none."""
+    counts = {kind: sum(node.target in targets for node in graph.fx.nodes) for kind, targets in kinds.items()}
+    some = [f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts.items() if count]
+    return [Note("info", "", f"{' and '.join(some)} kept in float: {why}")] if some else []
 
 
-def _is_computed(graph: Graph, weight: fx.Node) -> bool:
-    return graph.constant(weight) is None and not depends_on_input(weight)
+def _computed(graph: Graph) -> list[Note]:
+    """Linears whose weight is no tensor, though it might be."""
+    why = "stays in float: its weight is computed from others; put fold-parameters before"
+    linears = graph.find(aten.linear.default)
+    return [Note("refused", graph.where(node), why) for node in linears if _is_computed(graph, node)]
 
 
-def _names(place: Place) -> set[str]:
+def _is_computed(graph: Graph, node: fx.Node) -> bool:
+    weight = node.args[1]
+    return isinstance(weight, fx.Node) and graph.constant(weight) is None and not depends_on_input(weight)
+
+
+def _names(place: Named) -> set[str]:
     modules = {str(node.meta.get("module") or "") for node in place.readers} | {place.name}
     parts = [module.split(".") for module in modules]
     around = {".".join(p[: i + 1]) for p in parts for i in range(len(p))}

@@ -52,70 +52,79 @@ def write(graph: Graph, place: Place, result: Rounded, symmetric: bool, rows: bo
         scale = result.how.scale.contiguous()
         zero = None if symmetric else result.how.zero_point.float().contiguous()
         for node in place.lookups:
-            _look_up(graph, place.name, node, integers, scale, zero)
+            look_up(graph, place.name, node, integers, scale, zero)
         return
     first = min(place.readers, key=list(graph.fx.nodes).index)
     width = integers.shape[1]
     padded = F.pad(integers, (0, -width % result.how.size))
-    matrix = _add(graph, first, f"{place.name}_integers", padded)
-    scale_node = _add(graph, first, f"{place.name}_scale", result.how.scale.contiguous())
+    matrix = constant(graph, first, f"{place.name}_integers", padded)
+    scale_node = constant(graph, first, f"{place.name}_scale", result.how.scale.contiguous())
     zero_node = None
     if not symmetric:
-        zero_node = _add(graph, first, f"{place.name}_zero_point", result.how.zero_point.contiguous())
+        zero_node = constant(graph, first, f"{place.name}_zero_point", result.how.zero_point.contiguous())
     low, high = form.range
     with graph.fx.inserting_before(first):
-        weight = _call(
+        weight = call(
             graph, first, quantized.dequantize_per_channel_group.default,
             (matrix, scale_node, zero_node, low - shift, high - shift, dtype, result.how.size, torch.float32),
         )  # fmt: skip
         if padded.shape[1] != width:
-            weight = _call(graph, first, aten.slice.Tensor, (weight, 1, 0, width))
+            weight = call(graph, first, aten.slice.Tensor, (weight, 1, 0, width))
     for node in place.lookups:
         node.args = (weight, *node.args[1:])
     for node in place.products:
-        _multiply(graph, node, weight)
+        multiply(graph, node, weight)
 
 
-def _multiply(graph: Graph, node: fx.Node, weight: fx.Node) -> None:
+def multiply(graph: Graph, node: fx.Node, weight: fx.Node, source: fx.Node | None = None) -> None:
+    """Let a product multiply with ``weight`` ``[outputs, inputs]``, as a linear, and ``source`` if given."""
     if node.target is aten.linear.default:
-        node.args = (node.args[0], weight, *node.args[2:])
+        node.args = (source or node.args[0], weight, *node.args[2:])
         return
-    source, _, bias = operands(node)
+    before, _, bias = operands(node)
+    source = source or before
     joins = isinstance(bias, fx.Node) and bias.meta["val"].dim() == 1
     with graph.fx.inserting_before(node):
-        fresh = _call(graph, node, aten.linear.default, (source, weight, *([bias] if joins else [])))
+        fresh = call(graph, node, aten.linear.default, (source, weight, *([bias] if joins else [])))
         if isinstance(bias, fx.Node) and not joins:
-            fresh = _call(graph, node, aten.add.Tensor, (bias, fresh))
+            fresh = call(graph, node, aten.add.Tensor, (bias, fresh))
     node.replace_all_uses_with(fresh)
     graph.fx.erase_node(node)
 
 
-def _look_up(
+def look_up(
     graph: Graph, name: str, node: fx.Node, integers: Tensor, scale: Tensor, zero: Tensor | None
 ) -> None:
+    """Let an embedding look up integers ``[entries, width]`` and the scale ``[entries, 1]`` of each row."""
     ids = argument(node, "indices")
-    table = _add(graph, node, f"{name}_integers", integers)
-    scales = _add(graph, node, f"{name}_scale", scale)
-    zeros = None if zero is None else _add(graph, node, f"{name}_zero_point", zero)
+    table = constant(graph, node, f"{name}_integers", integers)
+    scales = constant(graph, node, f"{name}_scale", scale)
+    zeros = None if zero is None else constant(graph, node, f"{name}_zero_point", zero)
     with graph.fx.inserting_before(node):
-        row = _call(graph, node, aten.embedding.default, (table, ids))
-        value = _call(graph, node, aten.to.dtype, (row, torch.float32))
+        row = call(graph, node, aten.embedding.default, (table, ids))
+        value = call(graph, node, aten.to.dtype, (row, torch.float32))
         if zeros is not None:
-            middle = _call(graph, node, aten.embedding.default, (zeros, ids))
-            value = _call(graph, node, aten.sub.Tensor, (value, middle))
-        factor = _call(graph, node, aten.embedding.default, (scales, ids))
-        value = _call(graph, node, aten.mul.Tensor, (value, factor))
+            middle = call(graph, node, aten.embedding.default, (zeros, ids))
+            value = call(graph, node, aten.sub.Tensor, (value, middle))
+        factor = call(graph, node, aten.embedding.default, (scales, ids))
+        value = call(graph, node, aten.mul.Tensor, (value, factor))
     node.replace_all_uses_with(value)
     graph.fx.erase_node(node)
 
 
-def _add(graph: Graph, before: fx.Node, name: str, value: Tensor) -> fx.Node:
-    for node in graph.fx.find_nodes(op="get_attr", target=name):
-        return node  # several embeddings look up one table
-    return graph.add_tensor(name, value, before=before, trainable=False)
+def constant(graph: Graph, before: fx.Node, name: str, value: Tensor) -> fx.Node:
+    """A buffer in front of a node; the one that was added for another reader, if it is the same tensor."""
+    if graph.tensors.get(name) is not value:
+        return graph.add_tensor(name, value, before=before, trainable=False)
+    known = graph.fx.find_nodes(op="get_attr", target=name)[0]
+    with graph.fx.inserting_before(before):
+        node = graph.fx.get_attr(name)
+    node.meta.update(known.meta)
+    return node
 
 
-def _call(graph: Graph, like: fx.Node, target: Any, args: Sequence[Any]) -> fx.Node:
+def call(graph: Graph, like: fx.Node, target: Any, args: Sequence[Any]) -> fx.Node:
+    """An operator that stands for ``like`` in the source."""
     node = graph.fx.call_function(target, tuple(args))
     node.meta.update({key: like.meta[key] for key in _KEPT if key in like.meta})
     return node
