@@ -11,9 +11,9 @@ With ``r1`` the largest magnitude in a row of ``W1`` and ``r2`` that in a column
 channels. Layers in a row are equalized in turn until nothing moves. Where several layers write or read an
 axis (a residual stream without a norm), a side's range is the largest of them, relative to each tensor's own.
 
-Two things are not of the paper. A channel that is zero on either side stays as it is. And no bias grows
-past the largest weight or bias beside it: a channel of tiny weights and an ordinary bias, as batch norms
-leave behind, would otherwise give activations that no scale can hold.
+Two things are not of the paper. A channel that is zero on either side stays as it is. And the bias is part of
+a row's range: a channel of tiny weights and an ordinary bias, as batch norms leave behind, would otherwise
+give activations that no scale can hold.
 
 >>> import torch, graphprune
 >>> from graphprune.pipeline import Context
@@ -123,12 +123,9 @@ def factors(segment: Segment, values: dict[str, Tensor]) -> Tensor:
     written = _ranges(segment.role("writer"), values, segment.size)
     read = _ranges(segment.role("reader"), values, segment.size)
     usable = (written > 0) & (read > 0)
-    factor = torch.where(usable, (read / written).sqrt(), 1.0)
     for member in segment.role("shift"):
-        shift = member.peaks(values[member.tensor], segment.size)
-        most = torch.maximum(shift.max(), written.max()) / shift  # infinite where there is no bias
-        factor = torch.where(shift > 0, torch.minimum(factor, most), factor)
-    return factor
+        written = torch.maximum(written, member.peaks(values[member.tensor], segment.size))
+    return torch.where(usable, (read / written).sqrt(), 1.0)
 
 
 def _ranges(members: Iterable[Member], values: dict[str, Tensor], size: int) -> Tensor:

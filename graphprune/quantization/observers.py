@@ -41,11 +41,9 @@ class Observer:
     """Sees tensors one after the other; :meth:`range` says which part of them integers should cover.
 
     Attributes:
-        passes: how often it has to see all numbers; one is enough for each of them.
         name: what :func:`observer` calls it.
     """
 
-    passes: ClassVar[int] = 1
     name: ClassVar[str]
     options: ClassVar[dict[str, float]] = {}
 

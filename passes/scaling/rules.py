@@ -37,6 +37,9 @@ def visit(walk: Walk, node: fx.Node) -> None:
         walk.block(walk.keys(node), f"{describe(node)} gives numbers of its own")
     else:
         _RULES.get(node.target, _block)(walk, node)
+    known = {atom for source in node.all_input_nodes for atom, _ in walk.keys(source)}
+    born = [key for key in walk.keys(node) if key[0] not in known]
+    walk.block(born, f"{describe(node)} repeats its numbers along it")
     dims = walk.graph.typing.dims[node]
     places = range(len(dims)) if isinstance(dims, tuple) else ()
     held = [key for place in places for key in walk.keys(node, [place])]
