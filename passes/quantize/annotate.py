@@ -131,6 +131,8 @@ def _unfit(graph: Graph, node: fx.Node) -> str:
         return "it pools adaptively to more than one place"
     if kind(node) in ("add", "mul") and not operands(node):
         return "it has no tensor operand"
+    if kind(node) == "concat" and any(graph.constant(value) is not None for value in operands(node)):
+        return "it joins a constant"
     if kind(node) == "add" and argument(node, "alpha") != 1:
         return "it adds a multiple"
     return ""

@@ -119,7 +119,7 @@ def _unclamped(found: Annotation, value: fx.Node, how: Parameters) -> fx.Node:
 def _constant_operands(found: Annotation, node: fx.Node) -> None:
     """Numbers and parameters that a sum or product takes become tensors of integers."""
     graph = found.graph
-    if factor(node) is not None or kind(node) not in ("add", "mul", "matmul", "concat"):
+    if factor(node) is not None or kind(node) not in ("add", "mul", "matmul"):
         return
     for place, operand in enumerate(node.args[:2]):
         if isinstance(operand, (int, float)):
