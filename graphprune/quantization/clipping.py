@@ -59,8 +59,11 @@ def squared_error(bins: Bins, low: np.ndarray, high: np.ndarray, form: Format) -
 
 
 def _integral(u: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    nearest = np.clip(np.rint(u), first, last)
-    return np.asarray(nearest / 12 + (u - nearest) ** 3 / 3)
+    nearest = np.rint(u)
+    np.maximum(nearest, first, out=nearest)
+    np.minimum(nearest, last, out=nearest)
+    off = u - nearest
+    return np.asarray(nearest / 12 + off * off * off / 3)  # a power would take ten times as long
 
 
 def least_squared_error(histogram: Histogram, form: Format) -> tuple[float, float]:
