@@ -67,7 +67,7 @@ def _images(count: int) -> list[Sample]:
 def _token_ids(count: int) -> list[Sample]:
     """Random tokens, of which up to a third is padding."""
     generator = torch.Generator().manual_seed(1)
-    found = []
+    found: list[Sample] = []
     for _ in range(count):
         ids = torch.randint(3, timed.VOCABULARY, (1, TOKENS), generator=generator)
         mask = torch.ones(1, TOKENS, dtype=torch.long)

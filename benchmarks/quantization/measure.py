@@ -63,7 +63,9 @@ def network(path: Path) -> Callable[..., Tensor]:
 
     def call(*inputs: Tensor) -> Tensor:
         found = [
-            torch.from_numpy(opened.run([first], {n: t.numpy() for n, t in zip(names, parts, strict=True)})[0])
+            torch.from_numpy(
+                opened.run([first], {n: t.numpy() for n, t in zip(names, parts, strict=True)})[0]
+            )
             for parts in zip(*(t.split(1) for t in inputs), strict=True)
         ]
         return torch.cat(found)
@@ -76,7 +78,8 @@ def outputs(path: Path, inputs: Path) -> list[np.ndarray]:
     if path.suffix == ".xml":
         target = inputs.with_name("openvino-outputs.npz")
         script = str(TOOLS / "openvino_run.py")
-        called([interpreter(OPENVINO), script, "outputs", str(path), str(inputs), str(target)])
+        job = [interpreter(OPENVINO), script, "outputs", str(path), str(inputs), str(target)]
+        called(job, path.parent)
         return [value for value in np.load(target).values() if value.dtype.kind == "f"]
     opened = session(path)
     given = dict(np.load(inputs))
@@ -131,7 +134,9 @@ def latencies(
         lasted.append(time.perf_counter() - start)
     repeat = max(1, round(TURN / min(lasted)))
     factories = {
-        label: partial(openvino_call if path.suffix == ".xml" else onnxruntime_call, path, inputs, threads, repeat)
+        label: partial(
+            openvino_call if path.suffix == ".xml" else onnxruntime_call, path, inputs, threads, repeat
+        )
         for label, path in files.items()
     }
     return isolated(factories, rounds=rounds, threads=threads, pause=PAUSE), repeat

@@ -5,8 +5,8 @@ a virtual environment for each. To fill ``build/quantizers``::
 
     for tool in nncf neural-compressor; do python3 -m venv build/quantizers/$tool; done
     build/quantizers/nncf/bin/pip install nncf==3.4.0 openvino==2026.4.1 onnx onnxruntime
-    build/quantizers/neural-compressor/bin/pip install "neural-compressor<3" onnx==1.16.2 onnxruntime==1.19.2 \\
-        "setuptools<80" six
+    build/quantizers/neural-compressor/bin/pip install "neural-compressor<3" onnx==1.16.2 \\
+        onnxruntime==1.19.2 "setuptools<80" six
 
 ONNX Runtime's own tool runs in the interpreter of the benchmark. What a tool is given is a float ONNX file
 and arrays; what it gives is a file that the one ONNX Runtime of the benchmark runs.
@@ -123,8 +123,8 @@ def interpreter(tool: str) -> str:
     return str(found.absolute())
 
 
-def called(arguments: list[str]) -> str:
-    """What a program prints. It gets one thread, and no path of this project.
+def called(arguments: list[str], folder: Path) -> str:
+    """What a program prints that runs in a folder, with one thread and no path of this project.
 
     Raises:
         Failed: it ended with an error, or took too long; the last line of what it said.
@@ -133,7 +133,7 @@ def called(arguments: list[str]) -> str:
     own = {key: value for key, value in os.environ.items() if key not in hidden}
     own |= {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, env=own, timeout=LIMIT)
+        done = subprocess.run(arguments, capture_output=True, text=True, env=own, cwd=folder, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         raise Failed(f"not done after {LIMIT} s") from None
     if done.returncode:
@@ -150,7 +150,7 @@ def _run(tool: str, script: str, options: Mapping[str, Any]) -> Callable[[Job, P
             "model": str(job.model), "calibration": str(job.calibration), "output": str(output),
             "options": options,
         }))  # fmt: skip
-        printed = called([interpreter(tool), str(TOOLS / script), str(request)])
+        printed = called([interpreter(tool), str(TOOLS / script), str(request)], job.folder)
         versions: Mapping[str, str] = json.loads(printed.strip().splitlines()[-1])
         return versions
 
@@ -189,6 +189,7 @@ OURS = "graphprune"
 PRODUCTS = ["MatMul", "Gemm"]
 INT8 = (
     Method(OURS, "int8", _ours(ours.int8)),
+    Method(OURS, "dynamic", _ours(ours.int8, precision="int8-dynamic"), transformer=True),
     _onnxruntime("static", approach="static"),
     _onnxruntime("static, entropy", approach="static", calibration="Entropy"),
     _onnxruntime("static, percentile", approach="static", calibration="Percentile"),
@@ -203,11 +204,14 @@ INT8 = (
     _openvino("nncf int8", False, preset="MIXED"),
     _openvino("nncf int8, transformer", True, model_type="TRANSFORMER"),
 )
-FOUR_BITS = (
-    Method(OURS, "W4A8, nearest", _ours(ours.int8, bits=4, rounding="nearest")),
-    Method(OURS, "W4A8, recovered", _ours(ours.int8, bits=4, rounding="gptq")),
-    Method(OURS, "W4, nearest", _ours(ours.weights_only, bits=4, method="nearest")),
-    Method(OURS, "W4, recovered", _ours(ours.weights_only, bits=4, method="gptq")),
+FOUR_BITS = tuple(
+    Method(OURS, f"{what}, {how}", _ours(ours.by_pass, step=step))
+    for what, how, step in (
+        ("W4A8", "nearest", "quantize{bits=4 rounding=nearest}"),
+        ("W4A8", "recovered", "quantize{bits=4 rounding=gptq}"),
+        ("W4", "nearest", "quantize-weights{bits=4 method=nearest}"),
+        ("W4", "recovered", "quantize-weights{bits=4 method=gptq}"),
+    )
 )
 FLOATS = (
     Method(OURS, "float", _ours(ours.unquantized)),

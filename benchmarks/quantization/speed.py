@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.quantization import measure
 from benchmarks.quantization.cases import Case
@@ -23,7 +24,7 @@ class Row:
         threads: of the runtime.
         ms: of one run.
         to_float: latency to that of the plain float export, median and quartiles of rounds.
-        to_ours: the same to our int8 file.
+        to_ours: the same to our file of that kind, static or dynamic.
         size: bytes to those of the plain float export.
         integers: share of multiply-accumulates of convolutions and products in int8; ``None`` if unknown.
         unfused: quantizers and dequantizers that the runtime runs on their own.
@@ -49,6 +50,11 @@ class Row:
     reasons: list[str] = field(default_factory=list)
     seconds: float = 0.0
     failure: str = ""
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether ranges of activations are taken anew in every call."""
+        return "dynamic" in self.variant
 
 
 def job_of(case: Case, folder: Path) -> tuple[Job, Path]:
@@ -78,19 +84,17 @@ def compare(
             timings, repeat = measure.latencies(files, held_out, rounds, count)
             for each in made:
                 rows.append(_row(case.name, each, count, facts[id(each)], timings, repeat))
-            rows.append(
-                Row(case.name, "", AGAIN, count, **_times(AGAIN, timings, repeat))  # type: ignore[arg-type]
-            )
+            rows.append(Row(case.name, "", AGAIN, count, **_times(AGAIN, timings, repeat)))
     versions = {name: version for each in made for name, version in each.versions.items()}
     return rows, versions
 
 
-def _facts(made: Made, job: Job, held_out: Path, wanted: list) -> dict:
+def _facts(made: Made, job: Job, held_out: Path, wanted: list[Any]) -> dict[str, Any]:
     """What is known of a file without timing it; ``failure`` where the runtime does not run it."""
     if made.path is None:
         return {"failure": made.failure}
     try:
-        found: dict = {
+        found: dict[str, Any] = {
             "size": measure.size(made.path) / measure.size(job.model),
             "error": measure.relative_error(measure.outputs(made.path, held_out), wanted),
         }
@@ -108,17 +112,17 @@ def _facts(made: Made, job: Job, held_out: Path, wanted: list) -> dict:
 
 
 def _row(
-    network: str, made: Made, threads: int, facts: dict, timings: dict[str, Timing], repeat: int
+    network: str, made: Made, threads: int, facts: dict[str, Any], timings: dict[str, Timing], repeat: int
 ) -> Row:
-    known = (network, made.method.tool, made.method.variant, threads)
     label = made.method.label
     times = _times(label, timings, repeat) if label in timings else {}
-    return Row(*known, **times, **facts, seconds=made.seconds)  # type: ignore[arg-type]
+    found = facts | times | {"seconds": made.seconds}
+    return Row(network, made.method.tool, made.method.variant, threads, **found)
 
 
-def _times(label: str, timings: dict[str, Timing], repeat: int) -> dict[str, object]:
-    ours = f"{OURS}, int8"
-    found: dict[str, object] = {
+def _times(label: str, timings: dict[str, Timing], repeat: int) -> dict[str, Any]:
+    ours = f"{OURS}, {'dynamic' if 'dynamic' in label else 'int8'}"
+    found: dict[str, Any] = {
         "ms": timings[label].median_ms / repeat,
         "to_float": ratio(timings[label], timings[PLAIN]),
     }
