@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphprune.axes.terms import leaves, placements
+from graphprune.importance.readers import owners
 from graphprune.operands import (
     CONVOLUTIONS,
     PRODUCTS,
@@ -33,7 +35,7 @@ def visit(walk: Walk, node: fx.Node) -> None:
         return
     if node in walk.linears:
         _linear(walk, node)
-    elif any(reads_shape_only(node, source) for source in node.all_input_nodes):
+    elif any(source is node.args[0] and reads_shape_only(node, source) for source in node.all_input_nodes):
         walk.block(walk.keys(node), f"{describe(node)} gives numbers of its own")
     else:
         _RULES.get(node.target, _block)(walk, node)
@@ -76,12 +78,34 @@ def _first(walk: Walk, node: fx.Node) -> None:
     _through(walk, node, node.args[0])
 
 
-def _part(walk: Walk, node: fx.Node) -> None:
-    """An axis that is not among the part taken ends here, unread."""
+def _item(walk: Walk, node: fx.Node) -> None:
+    """An axis of another item ends here, unread."""
     given = {atom for atom, _ in walk.keys(node)}
     for key in walk.keys(node.args[0]):
         if key[0] in given:
             walk.join((key[0], node), key)
+
+
+def _slice(walk: Walk, node: fx.Node) -> None:
+    """An axis ends here, unread, where none of its positions is among those taken."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    dims = walk.graph.typing.dims[source]
+    dim = argument(node, "dim") % len(dims)  # type: ignore[arg-type]
+    size = source.meta["val"].shape[dim]
+    bounds = [argument(node, name) for name in ("start", "end", "step")]
+    if not isinstance(size, int) or not all(b is None or isinstance(b, int) for b in bounds):
+        _first(walk, node)
+        return
+    elsewhere = {atom for place, term in enumerate(dims) if place != dim for atom in leaves(term)}  # type: ignore[arg-type]
+    along = placements(dims[dim])  # type: ignore[index]
+    taken = {atom for atom, _ in along if (owners(along, atom)[slice(*bounds)] >= 0).any()}
+    given = {atom for atom, _ in walk.keys(node)}
+    for key in walk.keys(source):
+        if key[0] in given:
+            walk.join((key[0], node), key)
+        elif key[0] in taken | elsewhere:
+            walk.block([key], f"{describe(node)} runs over it")
 
 
 def _linear(walk: Walk, node: fx.Node) -> None:
@@ -236,9 +260,8 @@ def _is_linear(node: fx.Node) -> bool:
 _COMPUTED = _blocking("has a weight that is computed or not a matrix; fold-parameters may help")
 
 _RULES: dict[Any, Callable[[Walk, fx.Node], None]] = {
-    **dict.fromkeys((
-        operator.getitem, aten.slice.Tensor, aten.narrow.default, aten.split.Tensor,
-        aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default), _part),
+    operator.getitem: _item,
+    aten.slice.Tensor: _slice,
     **dict.fromkeys((
         aten.relu.default, aten.leaky_relu.default, aten.prelu.default, aten.abs.default, aten.neg.default,
         aten.dropout.default, aten.feature_dropout.default,
@@ -256,7 +279,9 @@ _RULES: dict[Any, Callable[[Walk, fx.Node], None]] = {
         aten.detach.default, aten.permute.default, aten.transpose.int, aten.movedim.int,
         aten.movedim.intlist, aten.t.default, aten.mT.default, aten.numpy_T.default, aten.swapaxes.default,
         aten.select.int, aten.unbind.int, aten.flip.default, aten.roll.default, aten.expand.default,
-        aten.repeat.default, aten.to.dtype, aten.to.dtype_layout,
+        aten.repeat.default, aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes,
+        aten.chunk.default, aten.narrow.default, aten.reshape_as.default, aten.view_as.default,
+        aten.expand_as.default, aten.type_as.default, aten.to.other, aten.to.dtype, aten.to.dtype_layout,
         aten.to.device, aten._to_copy.default), _first),
     **dict.fromkeys((aten.add.Tensor, aten.sub.Tensor), _sum),
     **dict.fromkeys((aten.cat.default, aten.stack.default), _concat),
