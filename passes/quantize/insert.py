@@ -48,7 +48,7 @@ def insert(
     """
     graph = found.graph
     for node in found.runs:
-        _constant_operands(found, node)
+        constant_operands(found, node)
     for value, chief in found.values.items():
         _behind(found, value, ranges[chief])
     done: dict[tuple[str, int | None], fx.Node] = {}
@@ -74,9 +74,7 @@ def channel_axis(node: fx.Node) -> int | None:
 def _behind(found: Annotation, value: fx.Node, how: Parameters) -> None:
     """Quantize one value for its readers in integers, and for all of them where its producer is, too."""
     graph = found.graph
-    readers = [user for user in value.users if _in_integers(found, user)]
-    if value in found.settled:
-        readers = list(value.users)
+    readers = readers_of(found, value)
     made = _unclamped(found, value, how)
     start = next((n for n in reversed(graph.placeholders)), value) if value.op == "placeholder" else value
     with graph.fx.inserting_after(start):
@@ -93,6 +91,13 @@ def _behind(found: Annotation, value: fx.Node, how: Parameters) -> None:
             reader.replace_all_uses_with(rescaled)
         else:
             reader.replace_input_with(value, back)
+
+
+def readers_of(found: Annotation, value: fx.Node) -> list[fx.Node]:
+    """Who reads a value rounded: those in integers, and all of them where its producer is, too."""
+    if value in found.settled:
+        return list(value.users)
+    return [user for user in value.users if _in_integers(found, user)]
 
 
 def _in_integers(found: Annotation, user: fx.Node) -> bool:
@@ -116,8 +121,8 @@ def _unclamped(found: Annotation, value: fx.Node, how: Parameters) -> fx.Node:
     return producer
 
 
-def _constant_operands(found: Annotation, node: fx.Node) -> None:
-    """Numbers and parameters that a sum or product takes become tensors of integers."""
+def constant_operands(found: Annotation, node: fx.Node) -> None:
+    """Numbers and parameters that a sum or product takes become tensors of integers, in place."""
     graph = found.graph
     if factor(node) is not None or kind(node) not in ("add", "mul", "matmul"):
         return

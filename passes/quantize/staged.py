@@ -79,12 +79,21 @@ class Staged:
             tables: whether embeddings are kept as integers, too.
         """
         found = found or self.found
-        work = self.graph.copy()
+        work, twin = self.twin(found)
         work.floating = self.graph
-        twins = dict(zip(self.graph.fx.nodes, work.fx.nodes, strict=True))
-        ranges = {twins[value]: how for value, how in self.taken(found).items()}
-        insert(_twin(found, work, twins), ranges, weights)
+        taken = self.taken(found)
+        ranges = {
+            theirs: taken[ours]
+            for ours, theirs in zip(found.values.values(), twin.values.values(), strict=True)
+        }
+        insert(twin, ranges, weights)
         return work, store(work, self.unstored) if tables else []
+
+    def twin(self, found: Annotation | None = None) -> tuple[Graph, Annotation]:
+        """A copy of the float graph, and an annotation (by default the one that was found) of the copy."""
+        work = self.graph.copy()
+        twins = dict(zip(self.graph.fx.nodes, work.fx.nodes, strict=True))
+        return work, _twin(found or self.found, work, twins)
 
     def taken(self, found: Annotation) -> dict[fx.Node, Parameters]:
         """Parameters of every chief of an annotation: those that are known, and what has to be added."""

@@ -60,19 +60,22 @@ def rounded(
         if node in last:
             numbers = work.tensors[name].detach()
             how = of_weight(numbers, found.scheme.weight, channel_axis(node))
-            how = _searched(twin, numbers, how, grams[name])
+            how = searched(twin, numbers, how, grams[name])
             integers = rounded_weight(twin, numbers, how, grams.pop(name), method)
             result[name] = integers, how
             work.set_tensor(name, to_numbers(integers, how))
     return result
 
 
-def _searched(node: fx.Node, weight: Tensor, how: Parameters, gram: Tensor) -> Parameters:
-    """The scales, each shrunk to where its channel's error is least, as far as inputs are uncorrelated."""
+def searched(node: fx.Node, weight: Tensor, how: Parameters, gram: Tensor | None) -> Parameters:
+    """The scales, each shrunk to where its channel's error is least, as far as inputs are uncorrelated.
+
+    Without a Gram matrix all inputs count alike.
+    """
     if how.axis is None:
         return how
     matrix = form(node).matrix
-    power = gram.diagonal(dim1=-2, dim2=-1).float()  # [groups, columns]
+    power = torch.ones(()) if gram is None else gram.diagonal(dim1=-2, dim2=-1).float()  # [groups, columns]
     best = torch.full_like(how.scale, torch.inf)
     scale = how.scale.clone()
     for share in SHARES:
