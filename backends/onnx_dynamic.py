@@ -28,9 +28,10 @@ _GATES = (0, 3, 1, 2)  # where torch has what ONNX wants: input, output, forget,
 
 def dynamic(graph: Graph) -> None:
     """Rewrite, in place, what is rounded at run time."""
+    turned: dict[str, fx.Node] = {}
     for node in graph.nodes:
         if _is(node, "choose_qparams") and node.args[1:3] == (0, 255) and node.args[4] is torch.uint8:
-            _round(graph, node)
+            _round(graph, node, turned)
     for node in graph.nodes:
         if getattr(node.target, "_name", "") == "graphprune::dynamic_lstm":
             _lstm(graph, node)
@@ -41,7 +42,7 @@ def _is(node: Any, name: str) -> bool:
     return getattr(getattr(node, "target", None), "_name", "").startswith(f"{_QUANTIZED}{name}")
 
 
-def _round(graph: Graph, chosen: fx.Node) -> None:
+def _round(graph: Graph, chosen: fx.Node, turned: dict[str, fx.Node]) -> None:
     source, how = chosen.args[0], {user.args[1]: user for user in chosen.users}
     if set(how) != {0, 1}:
         return
@@ -58,7 +59,7 @@ def _round(graph: Graph, chosen: fx.Node) -> None:
     for node in back:
         for user in list(node.users):
             if _multiplies(graph, user, node):
-                _product(graph, user, parts)
+                _product(graph, user, parts, turned)
         if node.users:
             with graph.fx.inserting_before(node):
                 other = graph.fx.call_function(_dequantize, parts)
@@ -77,20 +78,29 @@ def _multiplies(graph: Graph, user: fx.Node, rounded: fx.Node) -> bool:
     return symmetric and integers is not None and integers.dtype is torch.int8 and integers.dim() == 2
 
 
-def _product(graph: Graph, user: fx.Node, parts: Sequence[fx.Node]) -> None:
+def _product(graph: Graph, user: fx.Node, parts: Sequence[fx.Node], turned: dict[str, fx.Node]) -> None:
     weight: Any = user.args[1]
     table, scale = weight.args[:2]
     bias = user.args[2] if len(user.args) > 2 else None
+    matrix = _turned(graph, table, turned)
     with graph.fx.inserting_before(user):
-        if len(table.users) == 1 and len(graph.readers(str(table.target))) == 1:
-            turned = graph.tensor(table).T.contiguous()
-            matrix = graph.add_tensor(f"{table.target}_turned", turned, before=user, trainable=False)
-        else:  # the runtime turns what others read, too, once, when it opens the file
+        if matrix is None:  # the runtime turns what others read as it is, once, when it opens the file
             matrix = graph.fx.call_function(aten.t.default, (table,))
         fresh = graph.fx.call_function(_multiply, (*parts, matrix, scale, bias))
     fresh.meta.update(user.meta)
     user.replace_all_uses_with(fresh)
     graph.fx.erase_node(user)
+
+
+def _turned(graph: Graph, table: fx.Node, turned: dict[str, fx.Node]) -> fx.Node | None:
+    """The table ``[inputs, outputs]``, one constant for all linears; ``None`` where others read it."""
+    name = str(table.target)
+    if not all(_is(reader, "dequantize_per_channel") for reader in graph.readers(name)):
+        return None
+    if name not in turned:
+        value, first = graph.tensor(table).T.contiguous(), next(iter(graph.fx.nodes))
+        turned[name] = graph.add_tensor(f"{name}_turned", value, before=first, trainable=False)
+    return turned[name]
 
 
 def _quantize(x: Tensor) -> Sequence[Tensor]:
