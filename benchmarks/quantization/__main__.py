@@ -67,52 +67,44 @@ def main() -> None:
     chosen = [name for name in given.networks if not (given.quick and name in LONG)]
     timed = [name for name in chosen if name in cases.SPEED and "speed" in given.parts]
     scored = [name for name in chosen if name in SCORED and "accuracy" in given.parts]
-    results, versions = _known(given.output / f"{stem}.json", timed, scored) if given.add else (Results(), {})
+    known = given.output / f"{stem}.json"
+    results = load(known).without(timed, scored) if given.add and known.exists() else Results()
     rounds = 4 if given.quick else given.rounds
     seeds = given.seeds[:1] if given.quick else given.seeds
-    started = time.perf_counter()
 
-    def save() -> Path:
-        minutes = f"{(time.perf_counter() - started) / 60:.0f}"
-        facts = conditions(PACKAGES) | {
-            "instructions": _instructions(), **dict(sorted(versions.items())), "rounds": str(rounds),
+    def save(part: str, name: str, started: float) -> Path:
+        now = conditions(())
+        load_average = next(value for key, value in now.items() if key.startswith("load"))
+        took = f"{(time.perf_counter() - started) / 60:.0f} minutes, {rounds} rounds"
+        results.measured[f"{part}, {name}"] = f"{now['date']}, load {load_average}, {took}"
+        facts = {key: value for key, value in conditions(PACKAGES).items() if not key.startswith("load")}
+        facts |= {
+            "instructions": _instructions(),
             "calibration samples": f"{cases.CALIBRATION}, {cases.UNTRAINED_CALIBRATION} for random weights",
-            "seeds of networks trained here": ", ".join(map(str, seeds)), "minutes": minutes,
-        }  # fmt: skip
+        }
         return write(results, facts, given.output, stem)
 
     for name in timed:
+        started = time.perf_counter()
         found = [m for m in (*methods.FLOATS, *methods.INT8) if m.tool in given.methods]
         found = [m for m in found if m.variant not in methods.CALIBRATORS]
         rows, used = speed.compare(cases.speed_case(name), found, rounds, given.threads)
         results.speed.extend(rows)
-        versions |= used
+        results.versions.update(used)
         for row in rows:
             print(_line(row), flush=True)
-        save()
+        save("speed", name, started)
     for name in scored:
+        started = time.perf_counter()
         found = [m for m in (*methods.INT8, *methods.FOUR_BITS) if m.tool in given.methods]
         found = [m for m in found if m.suffix == ".onnx"]
         for seed in seeds if name in cases.TRAINED else (0,):
             for score, used in accuracy.compare(cases.accuracy_case(name, seed), found):
                 results.accuracy.append(score)
-                versions |= used
+                results.versions.update(used)
                 print(_told(score), flush=True)
-        save()
-    print(speed_summary(results), accuracy_summary(results), save(), sep="\n\n")
-
-
-def _known(path: Path, timed: list[str], scored: list[str]) -> tuple[Results, dict[str, str]]:
-    """Results of an earlier run for other networks than those that are run now, and its tools' versions."""
-    if not path.exists():
-        return Results(), {}
-    found, facts = load(path)
-    tools = {key: value for key, value in facts.items() if key in ("nncf", "openvino", "neural-compressor")}
-    kept = Results(
-        [row for row in found.speed if row.network not in timed],
-        [score for score in found.accuracy if score.network not in scored],
-    )
-    return kept, tools
+        save("accuracy", name, started)
+    print(speed_summary(results), accuracy_summary(results), given.output / f"{stem}.md", sep="\n\n")
 
 
 def _instructions() -> str:

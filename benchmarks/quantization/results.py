@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,27 @@ INT8, DYNAMIC = "int8", "dynamic"
 
 @dataclass(frozen=True)
 class Results:
-    """All rows of both parts."""
+    """All rows of both parts.
+
+    Attributes:
+        measured: part and network → when, and on how busy a host.
+        versions: of the tools that made files.
+    """
 
     speed: list[Row] = field(default_factory=list)
     accuracy: list[Score] = field(default_factory=list)
+    measured: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def without(self, timed: Sequence[str], scored: Sequence[str]) -> Results:
+        """What there is of other networks."""
+        names = {f"speed, {name}" for name in timed} | {f"accuracy, {name}" for name in scored}
+        return Results(
+            [row for row in self.speed if row.network not in timed],
+            [score for score in self.accuracy if score.network not in scored],
+            {key: value for key, value in self.measured.items() if key not in names},
+            dict(self.versions),
+        )
 
     def rows(self, network: str, threads: int, tool: str) -> list[Row]:
         """Rows of one tool that were timed, fastest first."""
@@ -55,14 +72,15 @@ def networks(rows: Iterable[Row] | Iterable[Score]) -> list[str]:
     return list(dict.fromkeys(row.network for row in rows))
 
 
-def load(path: Path) -> tuple[Results, dict[str, str]]:
-    """Results and conditions from the JSON that was written."""
+def load(path: Path) -> Results:
+    """Results from the JSON that was written."""
     data: Any = json.loads(path.read_text())
     speed = []
     for row in data["speed"]:
         ratios = {key: Ratio(**row[key]) for key in ("to_float", "to_ours") if row[key] is not None}
         speed.append(Row(**row | ratios))
-    return Results(speed, [Score(**row) for row in data["accuracy"]]), data["conditions"]
+    scores = [Score(**row) for row in data["accuracy"]]
+    return Results(speed, scores, data["measured"], data["versions"])
 
 
 def three(value: Ratio | None) -> str:

@@ -36,8 +36,8 @@ layer computes changes least."""
 
 def speed_summary(results: Results) -> str:
     """One row a network and number of threads: ours, and each tool's fastest."""
-    head = ["network", "threads", "fp32, ms", "ours", "int8", "size", "error", "ours, dynamic", *PEERS, OUTSIDE, "noise",
-            "no other static file is faster, latency to ours"]  # fmt: skip
+    head = ["network", "threads", "fp32, ms", "ours", "int8", "size", "error", "ours, dynamic", *PEERS,
+            OUTSIDE, "noise", "no other static file is faster, latency to ours"]  # fmt: skip
     lines = []
     for network, threads in results.timed():
         plain = next((r.ms for r in results.rows(network, threads, "") if r.variant != AGAIN), None)
@@ -147,9 +147,9 @@ def accuracy_details(results: Results) -> str:
 def write(results: Results, facts: dict[str, str], folder: Path, name: str = "quantization") -> Path:
     """Write ``NAME.json`` and ``NAME.md``; returns the path of the Markdown file."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = {"speed": [asdict(r) for r in results.speed], "accuracy": [asdict(s) for s in results.accuracy]}
-    (folder / f"{name}.json").write_text(json.dumps({"conditions": facts} | rows, indent=1) + "\n")
-    parts = [ABOUT, "\n".join(f"- {key}: {value}" for key, value in facts.items())]
+    document = {"conditions": facts} | asdict(results)
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    parts = [ABOUT, "\n".join(f"- {key}: {value}" for key, value in (facts | results.versions).items())]
     parts += ["## Ours, and what it is held to", goals(results)]
     if results.speed:
         parts += ["## Latency and size", ABOUT_SPEED, speed_summary(results)]
@@ -166,6 +166,7 @@ def write(results: Results, facts: dict[str, str], folder: Path, name: str = "qu
             parts.append(f"Not in integers in ours, by the runtime's graph:\n\n{reasons}")
     if results.accuracy:
         parts += ["### Every score", accuracy_details(results)]
+    parts += ["### When", "\n".join(f"- {key}: {value}" for key, value in results.measured.items())]
     path = folder / f"{name}.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path

@@ -24,9 +24,7 @@ def main(what: str, model: str, inputs: str, *rest: str) -> None:
         for i in range(len(next(iter(arrays.values())))):
             result = request.infer({name: values[i : i + 1] for name, values in arrays.items()})
             found.append([np.array(value) for value in result.values()])
-        np.savez(
-            rest[0], **{str(i): np.concatenate(parts) for i, parts in enumerate(zip(*found, strict=True))}
-        )
+        np.savez(rest[0], *(np.concatenate(parts) for parts in zip(*found, strict=True)))
         return
     sample = {name: values[:1] for name, values in arrays.items()}
     repeat = int(rest[1])
