@@ -70,6 +70,7 @@ passes = Registry(
     "graphprune.passes",
     {
         "clean-up": "graphprune.passes.clean_up:CleanUp",
+        "correct-bias": "graphprune.passes.correct_bias:CorrectBias",
         "equalize": "graphprune.passes.equalize:Equalize",
         "fold-batch-norm": "graphprune.passes.fold_batch_norm:FoldBatchNorm",
         "fold-constants": "graphprune.passes.fold_constants:FoldConstants",
