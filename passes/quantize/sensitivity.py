@@ -117,6 +117,8 @@ class _Simulation:
         """Outputs with one operator in integers."""
         fresh: dict[fx.Node, Any] = {}
         end = self._found.ends[changed]
+        # A linear's result is rounded for who reads it, a convolution's because it could not be float.
+        rounds = end in self._found.settled and self._found.runs[changed] != "inputs"
         for node in self._nodes[self._place[changed] :]:
             if node is not changed and not any(source in fresh for source in node.all_input_nodes):
                 continue
@@ -129,7 +131,7 @@ class _Simulation:
                 fresh[node] = self._compute(node, _Both(rounded, values))
             else:
                 fresh[node] = self._compute(node, around)
-            if node is end and node in self._found.settled:
+            if node is end and rounds:
                 how = self._ranges[node]
                 fresh[node] = to_numbers(to_integers(fresh[node], how), how)
         return self._floats(_Both(fresh, values))
