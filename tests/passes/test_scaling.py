@@ -340,3 +340,44 @@ def test_a_member_says_which_elements_belong_to_a_position() -> None:
     assert member.peaks(value, 3).tolist() == [4.0, 3.0, 0.0]
     scaled = member.scaled(value, torch.tensor([10.0, 100.0, 7.0]))
     assert scaled.tolist() == [[[10.0, -40.0], [200.0, 0.0]], [[-300.0, 100.0], [9.0, 9.0]]]
+
+
+def test_an_operand_read_for_its_dtype_or_shape_alone_is_not_scaled_with_the_result() -> None:
+    """Queries that a cast to the dtype of the values stands behind, as rotary embeddings leave it."""
+
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+            q, k = (torch.relu(z).type_as(v) for z in (q, k))
+            return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    assert "linear → linear_1" not in free(Cast(), x(2, 5, 8))
+
+
+def test_every_second_channel_is_a_part_of_them() -> None:
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(torch.relu(self.a(x))[:, ::2]) + self.b.bias * 0
+
+    free(Strided(), x(2, 4))  # whatever is claimed holds
+
+
+def test_parts_of_a_fused_projection_are_segments_of_their_own() -> None:
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both, self.a, self.b = nn.Linear(4, 11), nn.Linear(5, 2), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            one, other = self.both(x).split([5, 6], -1)
+            return self.a(torch.relu(one)) + self.b(F.gelu(other))
+
+    assert free(Fused(), x(2, 4)) == ["linear → linear_1"]
