@@ -1,4 +1,4 @@
-"""Results as Markdown and JSON: what our files reach, beside each tool's best variant."""
+"""Results as Markdown, JSON and a drawing: what our files reach, beside each tool's best variant."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.axes.record import table
 from benchmarks.quantization.accuracy import Score
 from benchmarks.quantization.goals import goals, verdict
 from benchmarks.quantization.methods import OURS
+from benchmarks.quantization.plot import FAR, draw
 from benchmarks.quantization.results import DYNAMIC, INT8, OUTSIDE, PEERS, Results, networks, share, three
 from benchmarks.quantization.speed import AGAIN
 
@@ -27,6 +28,9 @@ integers, by its own optimised graph; *size* is of files; *error* the norm of th
 over their norm, on inputs that were not calibrated with. Networks without trained weights have random ones,
 and batch norms that fit them. OpenVINO runs on its own runtime with its defaults, which include bfloat16
 where the processor has it."""
+ABOUT_PLOT = f"""![Latency of each tool's fastest file]({{name}}.svg)
+
+Each tool's fastest file, hollow where its error is more than {FAR:g} times the least."""
 ABOUT_ACCURACY = """Scores in per cent on inputs that no method saw, medians over seeds with their range. Of a
 tool with several variants the best is shown, chosen by that score."""
 ABOUT_FOUR_BITS = """*W4A8* has integers between operators, too; *W4* has the weights of linears in blocks of
@@ -145,14 +149,15 @@ def accuracy_details(results: Results) -> str:
 
 
 def write(results: Results, facts: dict[str, str], folder: Path, name: str = "quantization") -> Path:
-    """Write ``NAME.json`` and ``NAME.md``; returns the path of the Markdown file."""
+    """Write ``NAME.json``, ``NAME.md`` and ``NAME.svg``; returns the path of the second."""
     folder.mkdir(parents=True, exist_ok=True)
     document = {"conditions": facts} | asdict(results)
     (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     parts = [ABOUT, "\n".join(f"- {key}: {value}" for key, value in (facts | results.versions).items())]
     parts += ["## Ours, and what it is held to", goals(results)]
     if results.speed:
-        parts += ["## Latency and size", ABOUT_SPEED, speed_summary(results)]
+        draw(results, folder / f"{name}.svg")
+        parts += ["## Latency and size", ABOUT_SPEED, speed_summary(results), ABOUT_PLOT.format(name=name)]
     if results.accuracy:
         parts += ["## Accuracy", ABOUT_ACCURACY, accuracy_summary(results)]
     four = four_bits(results)
