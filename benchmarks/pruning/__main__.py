@@ -38,8 +38,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, and no CREPE full")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
     parser.add_argument(
-        "--add", action="store_true", help="keep what the folder has of networks that are not run now"
+        "--add", action="store_true", help="keep what the folder has of networks and methods not run now"
     )
+    parser.add_argument(
+        "--repairs", type=int, default=comparison.REPAIRS,
+        help="of another library's variants, how many of the best get our repair (minutes each on real networks)",
+    )  # fmt: skip
     given = parser.parse_args()
     torch.set_num_threads(1)
     for module, library in (("torch_pruning", "torch-pruning"), ("torch_kirigami", "torch-kirigami")):
@@ -49,10 +53,11 @@ def main() -> None:
     chosen = [name for name in given.networks if not (given.quick and name == "crepe-full")]
     started = time.perf_counter()
     stem = "pruning-quick" if given.quick else "pruning"
-    results = _known(given.output / f"{stem}.json", chosen) if given.add else []
+    results = _known(given.output / f"{stem}.json", chosen, given.methods) if given.add else []
     for name in chosen:
         for seed in seeds if name in networks.NAMES else (0,):
-            for result in comparison.compare(name, seed, given.budgets or BUDGETS[name], given.methods):
+            budgets = given.budgets or BUDGETS[name]
+            for result in comparison.compare(name, seed, budgets, given.methods, given.repairs):
                 results.append(result)
                 print(line(result), flush=True)
         facts = conditions(("torch", "torchvision", "timm", "transformers")) | _peers() | {
@@ -63,9 +68,10 @@ def main() -> None:
     print(summary(Rows(results)), path, sep="\n\n")
 
 
-def _known(path: Path, chosen: Sequence[str]) -> list[Result]:
-    """Results of an earlier run for other networks than those that are run now."""
-    return [r for r in load(path)[0].results if r.network not in chosen] if path.exists() else []
+def _known(path: Path, chosen: Sequence[str], methods: Sequence[str]) -> list[Result]:
+    """Results of an earlier run for other networks, or by other methods, than those that are run now."""
+    known = load(path)[0].results if path.exists() else []
+    return [r for r in known if r.network not in chosen or (r.library and r.library not in methods)]
 
 
 def line(result: Result) -> str:

@@ -60,10 +60,12 @@ class Result:
         return next(iter(self.metrics.values()), None)
 
 
-def compare(name: str, seed: int, budgets: Sequence[float], libraries: Sequence[str]) -> Iterator[Result]:
-    """All results of one network and seed, as they come."""
+def compare(
+    name: str, seed: int, budgets: Sequence[float], libraries: Sequence[str], repairs: int = REPAIRS
+) -> Iterator[Result]:
+    """All results of one network and seed, as they come; ``repairs`` as :data:`REPAIRS`."""
     model = training.trained(name, seed) if name in networks.NAMES else real.define(name)
-    bench = Bench(name, seed, model)
+    bench = Bench(name, seed, model, repairs)
     yield bench.result(1.0, "", "", "", lambda: (model, bench.macs))
     if OURS in libraries:
         for share in budgets:
@@ -76,8 +78,8 @@ def compare(name: str, seed: int, budgets: Sequence[float], libraries: Sequence[
 class Bench:
     """One trained network, its graph, its data."""
 
-    def __init__(self, name: str, seed: int, model: nn.Module):
-        self.name, self.seed = name, seed
+    def __init__(self, name: str, seed: int, model: nn.Module, repairs: int = REPAIRS):
+        self.name, self.seed, self.repairs = name, seed, repairs
         self.split = split(name)
         self.graph = trace(model, self.split.example)
         self.macs = graph_macs(self.graph, self.split.example)
@@ -139,7 +141,7 @@ class Bench:
                 yield from found
                 best = max((r.score for r in found if r.score is not None), default=-1.0)
                 scored.append((best, variant, replay, spent))
-            if scored:
+            if scored and self.repairs:
                 yield self._best_repaired(share, scored)
 
     def _best_repaired(
@@ -147,8 +149,8 @@ class Bench:
     ) -> Result:
         """Our repair behind the best variants, and of those the best: one row a seed, whichever it is."""
         found = []
-        for _, variant, replay, spent in sorted(scored, key=lambda entry: -entry[0])[:REPAIRS]:
-            at = (share, variant.library, f"best of {REPAIRS} variants")
+        for _, variant, replay, spent in sorted(scored, key=lambda entry: -entry[0])[: self.repairs]:
+            at = (share, variant.library, f"best of {self.repairs} variants")
             found.append(self.result(*at, REPAIRED, lambda replay=replay: self._repaired(replay), spent))  # type: ignore[misc]
         return max(found, key=lambda r: -1.0 if r.score is None else r.score)
 
