@@ -66,7 +66,7 @@ class QuantizeWeights(Pass):
     embedding_bits: int = 8
     ignored: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
-    limit: int = 128
+    limit: int = 512
     positions: int | None = 256
 
     def run(self, graph: Graph, context: Context) -> PassResult:

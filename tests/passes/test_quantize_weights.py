@@ -185,10 +185,10 @@ def test_later_weights_make_up_for_earlier_ones() -> None:
     model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
     x = torch.randn(200, 32)
     graph = graphprune.trace(model, x[:1], dynamic_batch=True)
-    result = run("quantize-weights{bits=3 method=gptq}", graph, [x[:120], x[120:]])
+    result = run("quantize-weights{bits=3 method=gptq limit=128}", graph, [x[:120], x[120:]])
     assert "off by" in next(n.message for n in result.notes if n.where == "2.weight")
     first = result.graph.tensors["0.weight_integers"] * result.graph.tensors["0.weight_scale"]
-    hidden = torch.relu(x[:128] @ first.T + model[0].bias)  # `limit` is 128
+    hidden = torch.relu(x[:128] @ first.T + model[0].bias)
     gram = (hidden.T @ hidden).double()
     second = result.graph.tensors["2.weight_integers"] * result.graph.tensors["2.weight_scale"]
     off = second.double() - model[2].weight.double()
