@@ -42,7 +42,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--repairs", type=int, default=comparison.REPAIRS,
-        help="of another library's variants, how many of the best get our repair (minutes each on real networks)",
+        help="of a library's variants, how many get our repair (minutes each on real networks)",
     )  # fmt: skip
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -4,8 +4,8 @@ CREPE tiny and full hear synthesised tones, other ones than those they are calib
 pitch, since it is known. EfficientNet-Lite0 sees crops of photographs: calibration on the left (or upper)
 part of each and on some grey ones, the test on the rest; scored is how often the pruned network's first
 answer is the original's. MiniLM-L6 reads sentences of Python's reference, of its library's docstrings and of
-data set descriptions, and is tested on those of other chapters; scored are the cosine to the original's embedding and whether the
-nearest other sentence is the one that the original finds.
+data set descriptions, and is tested on those of other chapters; scored are the cosine to the original's
+embedding and whether the nearest other sentence is the one that the original finds.
 """
 
 from __future__ import annotations
