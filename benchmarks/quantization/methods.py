@@ -171,6 +171,8 @@ def _onnxruntime(variant: str, transformer: bool | None = None, **options: Any) 
     return Method("onnxruntime", variant, quantize, transformer=transformer)
 
 
+# NNCF makes activations that can be negative signed, whatever its preset and target device, and refuses to be
+# told otherwise; ONNX Runtime runs those slower on x86, which is what its rows show.
 def _nncf(variant: str, transformer: bool | None = None, **options: Any) -> Method:
     return Method("nncf", variant, _run("nncf", "nncf_tool.py", options), transformer=transformer)
 
