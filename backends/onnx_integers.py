@@ -25,7 +25,7 @@ from graphprune.graph import Graph
 aten = torch.ops.aten
 
 _DOMAIN = "com.microsoft"
-_FLOAT32 = 1  # of accuracy_level; 4 would round what a linear reads to 8 bits
+_FLOAT32, _INT8 = 1, 4  # of accuracy_level
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,8 @@ def _replace(graph: Graph, user: fx.Node, stored: _Packed) -> None:
     with graph.fx.inserting_before(user):
         if user.target is aten.linear.default:
             bias = user.args[2] if len(user.args) > 2 else None
-            fresh = graph.fx.call_function(_product, (user.args[0], *common, bias, *sizes))
+            source, level = _unrounded(user.args[0], stored.size)
+            fresh = graph.fx.call_function(_product, (source, *common, bias, *sizes, level))
         else:
             fresh = graph.fx.call_function(_rows, (user.args[1], *common, *sizes))
     fresh.meta.update(user.meta)
@@ -135,12 +136,19 @@ def _replace(graph: Graph, user: fx.Node, stored: _Packed) -> None:
     graph.fx.erase_node(user)
 
 
+def _unrounded(source: Any, size: int) -> tuple[Any, int]:
+    """What a linear reads before the graph rounds it as the operator can by itself, and how it computes."""
+    if getattr(source.target, "_name", "") == "graphprune::round_blocks" and source.args[1] == size:
+        return source.args[0], _INT8
+    return source, _FLOAT32
+
+
 def _product(
     x: Tensor, integers: Tensor, scale: Tensor, zeros: Tensor | None, bias: Tensor | None,
-    bits: int, size: int, columns: int,
+    bits: int, size: int, columns: int, level: int,
 ) -> Tensor:  # fmt: skip
     rows = integers.shape[0]
-    attributes: Any = {"K": columns, "N": rows, "bits": bits, "block_size": size, "accuracy_level": _FLOAT32}
+    attributes: Any = {"K": columns, "N": rows, "bits": bits, "block_size": size, "accuracy_level": level}
     return torch.onnx.ops.symbolic(
         f"{_DOMAIN}::MatMulNBits", _trimmed(x, integers, scale, zeros, None, bias), attributes,
         dtype=x.dtype, shape=[*x.shape[:-1], rows], version=1,

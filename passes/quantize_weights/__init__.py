@@ -48,6 +48,8 @@ class QuantizeWeights(Pass):
         method: ``nearest``, ``gptq``, ``adaround``, or ``auto``: ``gptq`` below 8 bits where there are
             calibration inputs, else ``nearest``.
         embedding_bits: 8 or 4 of tables that rows are looked up in; also where linears multiply with them.
+        inputs: ``float``, or ``int8`` for rounding what is multiplied with a weight, block by block as it
+            comes, so that integers are multiplied; ``auto``: ``int8`` with weights of 8 bits.
         ignored: weights, operators or modules that stay in float, by name or glob.
         only: those alone that are quantized, in the same way.
         limit: calibration samples that are read.
@@ -64,6 +66,7 @@ class QuantizeWeights(Pass):
     symmetric: bool = True
     method: str = "auto"
     embedding_bits: int = 8
+    inputs: str = "auto"
     ignored: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     limit: int = 512
@@ -96,9 +99,13 @@ class QuantizeWeights(Pass):
         for place in chosen:
             own = tuple(tuple(twins[n] for n in nodes) for nodes in (place.products, place.lookups))
             twin = Place(place.name, own[0], own[1], place.transposed)
-            write(work, twin, results[place.name], self.symmetric, _by_rows(place, wanted[place.name]))
+            how = wanted[place.name]
+            rounds = self.inputs == "int8" or (self.inputs == "auto" and how.bits == BITS[-1])
+            rows = _by_rows(place, how)
+            write(work, twin, results[place.name], symmetric=self.symmetric, rows=rows, inputs=rounds)
         work.sweep()
         work.propagate()
+        work.floating = graph
         summary = f"{len(chosen)} weights, {before:,} → {after:,} bytes; rounded by {method}{why}"
         changes = [_changed(place, wanted[place.name], results[place.name]) for place in chosen]
         return PassResult(work, True, (Note("info", "", summary), *changes, *notes))
@@ -113,6 +120,8 @@ class QuantizeWeights(Pass):
             raise InputError(f"block-size must be one of {known}, got {self.block_size!r}")
         if self.method not in ("auto", *METHODS):
             raise InputError(f"method must be auto or one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.inputs not in ("auto", "float", "int8"):
+            raise InputError(f"inputs must be auto, float or int8, got {self.inputs!r}")
         if self.positions is not None and self.positions < 1:
             raise InputError(f"positions must be at least 1, got {self.positions}")
         if graph.is_meta:

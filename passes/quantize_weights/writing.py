@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from graphprune.graph import Graph
 from graphprune.operands import argument
+from graphprune.quantization.round_blocks import round_blocks
 
 from .places import Place
 from .rounding import Rounded
@@ -34,7 +35,7 @@ quantized = torch.ops.quantized_decomposed
 _KEPT = ("stack_trace", "module", "module_type")
 
 
-def write(graph: Graph, place: Place, result: Rounded, symmetric: bool, rows: bool) -> None:
+def write(graph: Graph, place: Place, result: Rounded, *, symmetric: bool, rows: bool, inputs: bool) -> None:
     """Let everything that read a weight read its integers, in place.
 
     Args:
@@ -43,6 +44,7 @@ def write(graph: Graph, place: Place, result: Rounded, symmetric: bool, rows: bo
         result: the integers.
         symmetric: all zero points are the format's middle.
         rows: look integers and scales up row by row; for embeddings alone, with one block a row.
+        inputs: whether what is multiplied with the weight is rounded to 8 bits, in the same blocks.
     """
     form = result.how.format
     shift = form.middle if symmetric else 0
@@ -73,7 +75,19 @@ def write(graph: Graph, place: Place, result: Rounded, symmetric: bool, rows: bo
     for node in place.lookups:
         node.args = (weight, *node.args[1:])
     for node in place.products:
-        multiply(graph, node, weight)
+        source = _rounded(graph, operands(node)[0], result.how.size) if inputs else None
+        multiply(graph, node, weight, source)
+
+
+def _rounded(graph: Graph, source: fx.Node, size: int) -> fx.Node:
+    """What a linear reads, rounded block by block; once for all that read the same."""
+    target = round_blocks._opoverload
+    for user in source.users:
+        if user.target is target and user.args == (source, size):
+            return user
+    after = graph.placeholders[-1] if source.op == "placeholder" else source
+    with graph.fx.inserting_after(after):
+        return call(graph, source, target, (source, size))
 
 
 def multiply(graph: Graph, node: fx.Node, weight: fx.Node, source: fx.Node | None = None) -> None:
