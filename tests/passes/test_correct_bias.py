@@ -96,7 +96,7 @@ def test_biases_stay_integers_in_the_unit_of_the_sums() -> None:
 def test_a_layer_without_bias_gets_one_in_the_same_unit() -> None:
     model = randomise(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1)), seed=4)
     given = x(16, 3, 8, 8)
-    _, graph = quantized(model, given)
+    _, graph = quantized(model, given, "{bits=4 rounding=nearest}")
     result = correct(graph, given).graph
     assert result.tensors["conv2d.bias.integers"].dtype == torch.int32
     unit = result.tensors["conv2d.bias.scale"]
@@ -151,6 +151,20 @@ def test_the_same_calibration_gives_the_same_numbers_however_it_is_batched() -> 
     )
     for name, value in one.items():
         assert float((value.double() - many[name].double()).abs().max()) <= 1, name
+
+
+def test_outputs_that_would_be_further_off_keep_their_biases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corrections of the wrong sign stand for whatever makes a network worse."""
+    from graphprune.passes import correct_bias
+
+    honest = correct_bias._Bias.subtract
+    monkeypatch.setattr(correct_bias._Bias, "subtract", lambda bias, error: honest(bias, -5 * error))
+    given = x(32, 3, 16, 16)
+    _, graph = quantized(randomise(Mobile(1), 20), given, "{bits=4 rounding=nearest}")
+    result = correct(graph, given)
+    assert result.graph is graph
+    assert not result.changed
+    assert refusals(result)[0].startswith("biases stay: corrected, they take the outputs' error")
 
 
 # ---- refusals and bad input -----------------------------------------------------------------------------
