@@ -1,4 +1,4 @@
-"""Weights as integers, activations in float: smaller files, for networks of linears and embeddings.
+"""Weights as integers, block by block: smaller files, for networks of linears and embeddings.
 
 Every row of a linear's weight is parted into blocks of inputs with a scale of their own
 (:mod:`graphprune.quantization.blocks`), and rounded to 8, 4 or 3 bits either to the nearest or, with
