@@ -50,7 +50,10 @@ def main(job: dict) -> None:
     """Quantize one file."""
     options = job["options"]
     ready = str(Path(job["output"]).with_suffix(".ready.onnx"))
-    quant_pre_process(job["model"], ready, skip_symbolic_shape=options.get("skip_symbolic_shape", False))
+    try:
+        quant_pre_process(job["model"], ready)
+    except Exception:  # it stops at some shapes, and then documents this switch
+        quant_pre_process(job["model"], ready, skip_symbolic_shape=True)
     types = options.get("operators")
     if options["approach"] == "dynamic":
         quantize_dynamic(ready, job["output"], op_types_to_quantize=types, per_channel=True,
