@@ -18,7 +18,7 @@ import torch
 from . import structure
 from .backend import TensorSpec
 from .errors import ArtifactError, TargetError
-from .target import Target
+from .target import Target, known
 
 FORMAT = 1
 AGAIN = "restore the artifact or build it again"
@@ -90,13 +90,16 @@ def spec_of(document: Mapping[str, Any]) -> Any:
 
 
 def target_json(target: Target) -> dict[str, Any]:
-    """A target's fields."""
-    return {**asdict(target), "providers": list(target.providers)}
+    """A target's fields, but for its integers: they say how to build, and this is built."""
+    fields = {key: value for key, value in target.to_json().items() if key != "integers"}
+    return {**fields, "providers": list(target.providers)}
 
 
 def target_of(document: Mapping[str, Any]) -> Target:
-    """The inverse of :func:`target_json`."""
-    return Target(**{**document, "providers": tuple(document["providers"])})
+    """The inverse of :func:`target_json`; integers are those of the known target of that name."""
+    named = known().get(document["name"])
+    integers = None if named is None else named.integers
+    return Target(**{**document, "providers": tuple(document["providers"]), "integers": integers})
 
 
 def check(manifest: Mapping[str, Any]) -> None:

@@ -124,7 +124,11 @@ class _Simulation:
                 continue
             around = _Both(fresh, values)
             if node is changed:
-                rounded = {v: self._rounded(v, values) for v in operands(node) if v in self._ranges}
+                # Padding that the operator takes in adds zeros, and zero is exact.
+                behind = {v: self._found.through(v) for v in operands(node)}
+                rounded = {
+                    v: self._rounded(v, self._ranges[b], values) for v, b in behind.items() if b in self._ranges
+                }
                 weight = weight_of(node)
                 if weight is not None:
                     rounded[weight] = self._weights[node]
@@ -136,8 +140,7 @@ class _Simulation:
                 fresh[node] = to_numbers(to_integers(fresh[node], how), how)
         return self._floats(_Both(fresh, values))
 
-    def _rounded(self, value: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
-        how = self._ranges[value]
+    def _rounded(self, value: fx.Node, how: Parameters, values: Mapping[fx.Node, Any]) -> Tensor:
         return to_numbers(to_integers(self._value(values, value), how), how)
 
     def _compute(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
