@@ -30,6 +30,7 @@ import torch
 from torch import fx
 
 from graphprune.graph import Graph
+from graphprune.operands import sizes
 from graphprune.pipeline import Context, Note, Pass, PassResult
 
 from .clean_up import is_pure
@@ -40,6 +41,7 @@ aten = torch.ops.aten
 _UNINITIALISED = frozenset({
     aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default,
 })  # fmt: skip
+_BROADCASTING = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor})
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,31 @@ def fold(graph: Graph, max_bytes: int, counts: Callable[[torch.Tensor], bool]) -
         ]
     for node in frontier:
         name = _name(node)
-        folded = result.add_tensor(
-            name, values[node].detach().clone().contiguous(), before=node, trainable=_is_trained(node, result)
-        )
+        value = _unrepeated(node, values[node].detach()).clone().contiguous()
+        folded = result.add_tensor(name, value, before=node, trainable=_is_trained(node, result))
         node.replace_all_uses_with(folded)
         notes.append(Note("changed", result.where(node), f"computed once, as {folded.target}"))
     if not frontier:
         return PassResult(graph, False, (*notes, Note("info", "", "no constant operators to fold")))
     result.sweep()
     return PassResult(result, True, tuple(notes))
+
+
+def _unrepeated(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
+    """The value without its copies along a dimension, where everything that reads it broadcasts.
+
+    The token types of a text without any are one row for every token.
+    """
+    for user in node.users:
+        others = [n for n in user.args[:2] if isinstance(n, fx.Node) and n is not node]
+        broadcasts = user.target in _BROADCASTING and len(others) == 1
+        if not broadcasts or sizes(others[0]) != tuple(value.shape):
+            return value
+    for place in range(value.dim()):
+        first = value.narrow(place, 0, 1) if value.shape[place] > 1 else value
+        if first is not value and torch.equal(first.expand_as(value), value):
+            value = first
+    return value
 
 
 def _constant_nodes(

@@ -65,7 +65,7 @@ class MixedPrecision(Quantize):
         """A graph with quantizers where they are affordable; notes hold the ranking."""
         self._check(context)
         staged = self.staged(graph, context)
-        weights = staged.rounded(staged.found, self.method, context.seed)
+        weights = self.weights(staged, context.seed)
         rows = ranked(staged, weights)
         search = _Search(self, staged, weights, context)
         chosen = search.fewest([row.node for row in rows])

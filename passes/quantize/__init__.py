@@ -22,10 +22,13 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from torch import Tensor
+
 from graphprune.errors import InputError, PassError
 from graphprune.graph import Graph
 from graphprune.kinds import kind
 from graphprune.pipeline import Context, Note, Pass, PassResult
+from graphprune.quantization.parameters import Parameters
 from graphprune.quantization.rounding import METHODS
 
 from .annotate import Annotation
@@ -33,6 +36,9 @@ from .select import Selection
 from .staged import Staged, float_notes
 
 __all__ = ["Quantize", "Staged"]
+
+# Outputs that sum over more numbers than this are rounded to the nearest at 8 bits, unless asked otherwise.
+NARROW = 256
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Quantize(Pass):
         percentile: of that observer.
         averaging: of ``moving-average``.
         bits: of weights, 2 to 8; fewer than 8 are stored as int8.
-        rounding: of weights: ``nearest``, ``gptq``, ``adaround``, or ``auto``: ``gptq`` below 8 bits.
+        rounding: of weights: ``nearest``, ``gptq``, ``adaround``, or ``auto``: ``gptq``, at 8 bits only for
+            outputs that sum over few numbers, as depthwise convolutions do: there one rounding weighs most.
         embeddings: keep the tables of embeddings as integers, too.
         attention: write attention out, so that its products run in integers, too.
         ignored: operators, modules or parameters that stay in float, by name or glob.
@@ -76,7 +83,7 @@ class Quantize(Pass):
         if not found.runs:
             nothing = Note("refused", "", "nothing in this network runs in integers on the target")
             return PassResult(graph, False, (nothing, *float_notes(found)))
-        weights = staged.rounded(found, self.method, context.seed)
+        weights = self.weights(staged, context.seed)
         result, tables = staged.quantized(weights=weights, tables=self.embeddings)
         notes = (summary(found), *staged.notes, *tables, *float_notes(found))
         return PassResult(result, True, notes)
@@ -114,12 +121,11 @@ class Quantize(Pass):
             limit=self.limit,
         )
 
-    @property
-    def method(self) -> str:
-        """How weights are rounded."""
+    def weights(self, staged: Staged, seed: int) -> dict[str, tuple[Tensor, Parameters]]:
+        """Integers of weights that are not rounded to the nearest, by name."""
         if self.rounding != "auto":
-            return self.rounding
-        return "nearest" if self.bits == 8 else "gptq"
+            return staged.rounded(staged.found, self.rounding, seed)
+        return staged.rounded(staged.found, "gptq", seed, NARROW if self.bits == 8 else None)
 
 
 def summary(found: Annotation) -> Note:

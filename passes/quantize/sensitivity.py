@@ -127,7 +127,9 @@ class _Simulation:
                 # Padding that the operator takes in adds zeros, and zero is exact.
                 behind = {v: self._found.through(v) for v in operands(node)}
                 rounded = {
-                    v: self._rounded(v, self._ranges[b], values) for v, b in behind.items() if b in self._ranges
+                    v: self._rounded(v, self._ranges[b], values)
+                    for v, b in behind.items()
+                    if b in self._ranges
                 }
                 weight = weight_of(node)
                 if weight is not None:

@@ -110,9 +110,11 @@ class Staged:
             self.graph, self.scheme, lambda node: left_out.get(node, "") or self.found.floats.get(node, "")
         )
 
-    def rounded(self, found: Annotation, method: str, seed: int) -> dict[str, tuple[Tensor, Parameters]]:
+    def rounded(
+        self, found: Annotation, method: str, seed: int, widest: int | None = None
+    ) -> dict[str, tuple[Tensor, Parameters]]:
         """Integers of the weights by another method than the nearest."""
-        return {} if method == "nearest" else rounded(found, self.calibration.calls, method, seed)
+        return {} if method == "nearest" else rounded(found, self.calibration.calls, method, seed, widest)
 
 
 def prepared(

@@ -1,12 +1,13 @@
-"""Tables that rows are looked up in: integers with a scale for each row, unpacked after the look-up.
+"""Tables that are looked up in or added: integers with a scale for each row.
 
 Half of a small language model's file is its vocabulary. ``table[ids] * scale[ids]`` reads as few bytes as
-there are tokens, on every runtime; a table that is the output layer's weight, too, stays one constant.
+there are tokens, on every runtime. Positions that are added are unpacked as a whole. A table that is the output layer's weight, too, stays one constant.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import fx
 
 from graphprune.graph import Graph
@@ -16,6 +17,9 @@ from graphprune.operands import argument
 from graphprune.quantization.parameters import of_weight, to_integers
 
 aten = torch.ops.aten
+qd = torch.ops.quantized_decomposed
+
+LEAST = 4096  # numbers in a table that is worth unpacking
 
 
 def store(graph: Graph, ignored: frozenset[str] = frozenset()) -> list[Note]:
@@ -48,8 +52,35 @@ def store(graph: Graph, ignored: frozenset[str] = frozenset()) -> list[Note]:
         node.replace_all_uses_with(value)
         graph.fx.erase_node(node)
         notes.append(Note("changed", name, "looked up as int8, one scale a row"))
+    notes += _added(graph)
     graph.sweep()
     graph.propagate()
+    return notes
+
+
+def _added(graph: Graph) -> list[Note]:
+    """Tables that sums in float read, and nothing else does."""
+    notes = []
+    for name, table in list(graph.tensors.items()):
+        if table.dtype != torch.float32 or table.dim() < 2 or table.numel() < LEAST:
+            continue
+        readers = graph.readers(name)
+        if not readers or any(reader.target is not aten.add.Tensor for reader in readers):
+            continue
+        rows = table.dim() - 2
+        how = of_weight(table, INT8, rows)
+        first = graph.fx.find_nodes(op="get_attr", target=name)[0]
+        integers = graph.add_tensor(
+            f"{name}.integers", to_integers(table, how), before=first, trainable=False
+        )
+        scale = graph.add_tensor(f"{name}.scale", how.scale, before=first, trainable=False)
+        with graph.fx.inserting_before(first):
+            args = (integers, scale, None, rows, *INT8.range, torch.int8)
+            back = graph.fx.call_function(qd.dequantize_per_channel.default, args)
+        for reader in readers:
+            for node in graph.fx.find_nodes(op="get_attr", target=name):
+                reader.replace_input_with(node, back)
+        notes.append(Note("changed", name, "kept as int8, one scale a row"))
     return notes
 
 

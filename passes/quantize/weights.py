@@ -29,7 +29,7 @@ POSITIONS = 256  # places of an image, or tokens, that enter a Gram matrix for e
 
 
 def rounded(
-    found: Annotation, calls: Sequence[Sequence[Tensor]], method: str, seed: int
+    found: Annotation, calls: Sequence[Sequence[Tensor]], method: str, seed: int, widest: int | None = None
 ) -> dict[str, tuple[Tensor, Parameters]]:
     """Integers of every weight of the annotation, by its name; for other methods than ``nearest``.
 
@@ -38,19 +38,20 @@ def rounded(
         calls: flat inputs of each batch.
         method: ``gptq`` or ``adaround``.
         seed: of the choice of places that enter a Gram matrix.
+        widest: weights whose outputs sum over more numbers than this are rounded to the nearest.
     """
     work = found.graph.copy()
     twins = dict(zip(found.graph.fx.nodes, work.fx.nodes, strict=True))
     readers: dict[str, list[fx.Node]] = {}
     for node in found.runs:
         weight = weight_of(node)
-        if weight is not None:
+        if weight is not None and (widest is None or _width(node) <= widest):
             readers.setdefault(str(weight.target), []).append(node)
     last = {nodes[-1]: name for name, nodes in readers.items()}
     grams: dict[str, Tensor] = {}
     result = {}
     runner = Runner(work, calls)
-    for node in [n for n in found.runs if weight_of(n) is not None]:
+    for node in [n for n in found.runs if _name(n) in readers]:
         name, twin = str(weight_of(node).target), twins[node]  # type: ignore[union-attr]
         runner.advance(twin, inclusive=False)
         gram = InputGram(twin, POSITIONS, seed)
@@ -65,6 +66,19 @@ def rounded(
             result[name] = integers, how
             work.set_tensor(name, to_numbers(integers, how))
     return result
+
+
+def _name(node: fx.Node) -> str:
+    weight = weight_of(node)
+    return "" if weight is None else str(weight.target)
+
+
+def _width(node: fx.Node) -> int:
+    """How many numbers an output of a convolution or linear sums over."""
+    weight = weight_of(node)
+    assert weight is not None
+    size, axis = weight.meta["val"].numel(), channel_axis(node)
+    return int(size // weight.meta["val"].shape[0 if axis is None else axis])
 
 
 def searched(node: fx.Node, weight: Tensor, how: Parameters, gram: Tensor | None) -> Parameters:

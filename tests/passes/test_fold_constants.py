@@ -194,3 +194,21 @@ def test_without_weights_there_is_nothing_to_compute() -> None:
     result = apply("fold-constants", graph)
     assert not result.changed
     assert "shapes only" in result.notes[0].message
+
+
+@pytest.mark.parametrize("broadcasts", [True, False])
+def test_copies_of_a_row_are_kept_once_where_readers_broadcast(broadcasts: bool) -> None:
+    class Types(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(2, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            row = self.table(torch.zeros(1, 4, dtype=torch.long))
+            return x + row if broadcasts else torch.cat([x, row], -1)
+
+    model, x = Types(), torch.randn(1, 4, 3)
+    result = apply("fold-parameters", trace(model, x))
+    (folded,) = result.graph.tensors.values()
+    assert folded.shape == ((1, 1, 3) if broadcasts else (1, 4, 3))
+    assert_same(result.graph, model, x, tolerance=0)

@@ -90,7 +90,7 @@ def test_numbers_are_those_of_integer_arithmetic() -> None:
 def test_weights_have_the_scale_of_their_channel_and_lose_half_a_step() -> None:
     torch.manual_seed(4)
     graph = lossless(Residual(), torch.randn(1, 3, 16, 16))
-    done = run("quantize", graph, images(1, 3, 16, 16)).graph
+    done = run("quantize", graph, images(1, 3, 16, 16), rounding="nearest").graph
     checked = 0
     for name, value in graph.tensors.items():
         if f"{name}.integers" not in done.tensors or value.dim() < 2:
@@ -175,6 +175,26 @@ def test_an_embedding_alone_is_within_half_a_step_of_its_row() -> None:
     assert bool(((integers.float() * scale[:, None] - table).abs() <= 0.5001 * scale[:, None]).all())
 
 
+def test_positions_that_are_added_are_kept_as_integers() -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places, self.block = nn.Parameter(torch.randn(1, 128, 32)), Block()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.block(x + self.places)
+
+    torch.manual_seed(12)
+    graph = lossless(Placed(), torch.randn(1, 128, 32))
+    done = run("quantize", graph, images(1, 128, 32)).graph
+    integers, scale = done.tensors["places.integers"], done.tensors["places.scale"]
+    assert "places" not in done.tensors
+    rows = graph.tensors["places"].detach()
+    assert bool(((integers.float() * scale[:, None] - rows).abs() <= 0.5001 * scale[:, None]).all())
+    assert noise(done, graph, torch.randn(1, 128, 32)) < 0.05
+    assert set(audit(done).macs) == {"int8"}
+
+
 def test_only_and_ignored() -> None:
     graph = lossless(Residual(), torch.randn(1, 3, 16, 16))
     data = images(1, 3, 16, 16)
@@ -202,6 +222,25 @@ def test_four_bits_rounded_together_beat_the_nearest(rounding: str) -> None:
     assert better < 0.85 * nearest
     integers = run("quantize", graph, data, bits=4, rounding=rounding).graph.tensors["0.weight.integers"]
     assert -7 <= int(integers.min()) <= int(integers.max()) <= 7
+
+
+def test_a_depthwise_layer_is_rounded_for_what_it_computes() -> None:
+    """Nine large weights that nearly cancel: to the nearest, the error has a mean."""
+    torch.manual_seed(11)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.randn(8, 1, 3, 3) * 5)
+        model[2].weight -= model[2].weight.mean((2, 3), keepdim=True)
+    graph = lossless(model, torch.randn(1, 3, 12, 12))
+    data = [x.abs() + 1 for x in images(1, 3, 12, 12, count=32)]
+    with torch.no_grad():
+        seen = model[:2](images(16, 3, 12, 12, seed=5, count=1)[0].abs() + 1)
+    errors = []
+    for rounding in ("auto", "nearest"):
+        tensors = run("quantize", graph, data, rounding=rounding).graph.tensors
+        found = tensors["2.weight.integers"] * tensors["2.weight.scale"].reshape(-1, 1, 1, 1)
+        errors.append(float(F.conv2d(seen, found - model[2].weight.detach(), groups=8).norm()))
+    assert errors[0] < 0.5 * errors[1]
 
 
 # ---- what is odd about calibration inputs --------------------------------------------------------
