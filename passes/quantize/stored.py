@@ -1,7 +1,8 @@
 """Tables that are looked up in or added: integers with a scale for each row.
 
-Half of a small language model's file is its vocabulary. ``table[ids] * scale[ids]`` reads as few bytes as there are tokens, on every runtime. Positions
-that are added are unpacked as a whole. A table that is the output layer's weight, too, stays one constant.
+Half of a small language model's file is its vocabulary. ``table[ids] * scale[ids]`` reads as few bytes as
+there are tokens, on every runtime. Positions that are added are unpacked as a whole. A table that is the
+output layer's weight, too, stays one constant.
 """
 
 from __future__ import annotations
