@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from benchmarks.runtime import readme
+from benchmarks.pruning import readme as pruning
+from benchmarks.runtime import readme as runtime
 from tests import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +81,9 @@ def test_commands_that_are_named_exist(page: Path) -> None:
         assert (ROOT / script).is_file(), f"{page.name} names {script}"
 
 
-def test_the_figures_of_the_readme_are_those_of_the_results() -> None:
-    """`python -m benchmarks.runtime --readme` brings them together again."""
-    assert readme.find((ROOT / "README.md").read_text()) == readme.section()
+@pytest.mark.parametrize("part", [runtime, pruning], ids=["runtime", "pruning"])
+def test_the_figures_of_the_readme_are_those_of_the_results(part: ModuleType) -> None:
+    """`python -m benchmarks.runtime --readme`, and the same of `pruning`, bring them together again."""
+    found = part.find((ROOT / "README.md").read_text())
+    assert found
+    assert found == part.section()

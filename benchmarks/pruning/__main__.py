@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.axes.record import RESULTS, conditions
-from benchmarks.pruning import comparison, networks, training
+from benchmarks.pruning import comparison, networks, readme, training
 from benchmarks.pruning.comparison import BUDGETS, LIBRARIES, NAMES, OURS, Result
 from benchmarks.pruning.table import Rows, load, summary, write
 
@@ -44,7 +44,10 @@ def main() -> None:
         "--repairs", type=int, default=comparison.REPAIRS,
         help="of a library's variants, how many get our repair (minutes each on real networks)",
     )  # fmt: skip
+    parser.add_argument("--readme", action="store_true", help="update the readme's table, measure nothing")
     given = parser.parse_args()
+    if given.readme:
+        return readme.update()
     torch.set_num_threads(1)
     for module, library in (("torch_pruning", "torch-pruning"), ("torch_kirigami", "torch-kirigami")):
         if library in given.methods and importlib.util.find_spec(module) is None:
