@@ -15,7 +15,7 @@ from benchmarks.pruning.table import LIBRARIES, Method, Rows, load
 README = Path(__file__).parents[2] / "README.md"
 _SECTION = re.compile(r"<!-- pruning -->\n.*?<!-- end of pruning -->\n", re.DOTALL)
 _ABOUT = """\
-Per cent on inputs that no method saw (accuracy; CREPE: pitch; EfficientNet: agreement with the original; MiniLM:
+Per cent on unseen inputs (accuracy; CREPE: pitch; EfficientNet: agreement with the original; MiniLM:
 mean cosine to the original), without training, medians of three networks where they are trained here. The
 others are torch-pruning and torch-kirigami at their best, with batch norms recalibrated
 ([every method](benchmarks/results/pruning.md))."""
