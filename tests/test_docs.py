@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from benchmarks.pruning import readme as pruning
+from benchmarks.readme import find
 from benchmarks.runtime import readme as runtime
 from tests import markdown
 
@@ -81,9 +82,9 @@ def test_commands_that_are_named_exist(page: Path) -> None:
         assert (ROOT / script).is_file(), f"{page.name} names {script}"
 
 
-@pytest.mark.parametrize("part", [runtime, pruning], ids=["runtime", "pruning"])
-def test_the_figures_of_the_readme_are_those_of_the_results(part: ModuleType) -> None:
+@pytest.mark.parametrize(("name", "part"), [("runtime", runtime), ("pruning", pruning)])
+def test_the_figures_of_the_readme_are_those_of_the_results(name: str, part: ModuleType) -> None:
     """`python -m benchmarks.runtime --readme`, and the same of `pruning`, bring them together again."""
-    found = part.find((ROOT / "README.md").read_text())
+    found = find((ROOT / "README.md").read_text(), name)
     assert found
     assert found == part.section()

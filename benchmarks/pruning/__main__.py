@@ -22,6 +22,7 @@ from benchmarks.axes.record import RESULTS, conditions
 from benchmarks.pruning import comparison, networks, readme, training
 from benchmarks.pruning.comparison import BUDGETS, LIBRARIES, NAMES, OURS, Result
 from benchmarks.pruning.table import Rows, load, summary, write
+from benchmarks.readme import update
 
 
 def main() -> None:
@@ -47,7 +48,8 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="update the readme's table, measure nothing")
     given = parser.parse_args()
     if given.readme:
-        return readme.update()
+        update("pruning", readme.section())
+        return
     torch.set_num_threads(1)
     for module, library in (("torch_pruning", "torch-pruning"), ("torch_kirigami", "torch-kirigami")):
         if library in given.methods and importlib.util.find_spec(module) is None:

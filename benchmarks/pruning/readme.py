@@ -1,19 +1,12 @@
-"""The summary of `results/pruning.json` that stands in the readme, between two marks.
-
-`tests/test_docs.py` holds the readme to it, so no figure there is older than the results.
-"""
+"""The summary of `results/pruning.json` that stands in the readme."""
 
 from __future__ import annotations
-
-import re
-from pathlib import Path
 
 from benchmarks.axes.record import RESULTS, table
 from benchmarks.pruning.comparison import ALONE, OURS, RECALIBRATED, REPAIRED
 from benchmarks.pruning.table import LIBRARIES, Method, Rows, load
+from benchmarks.readme import marked
 
-README = Path(__file__).parents[2] / "README.md"
-_SECTION = re.compile(r"<!-- pruning -->\n.*?<!-- end of pruning -->\n", re.DOTALL)
 _ABOUT = """\
 Per cent on unseen inputs (accuracy; CREPE: pitch; EfficientNet: agreement with the original; MiniLM:
 mean cosine to the original), without training, medians of three networks where they are trained here. The
@@ -42,23 +35,9 @@ def section() -> str:
         for network in rows.networks
         for share in rows.shares(network)
     ]  # fmt: skip
-    return f"<!-- pruning -->\n{_ABOUT}\n\n{table(head, lines)}\n<!-- end of pruning -->\n"
+    return marked("pruning", f"{_ABOUT}\n\n{table(head, lines)}")
 
 
 def _score(rows: Rows, network: str, share: float, method: Method | None) -> str:
     found = None if method is None else rows.median(network, share, method)
     return "–" if found is None else f"{100 * found:.1f}"
-
-
-def find(text: str) -> str:
-    """The section as it stands in a text, or nothing."""
-    match = _SECTION.search(text)
-    return match[0] if match else ""
-
-
-def update() -> None:
-    """Put the section of the results in place of the readme's."""
-    text = README.read_text()
-    if not find(text):
-        raise ValueError(f"{README} has no line '<!-- pruning -->' with its end; add both where it belongs")
-    README.write_text(_SECTION.sub(lambda _: section(), text, count=1))

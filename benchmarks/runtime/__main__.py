@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.axes.record import RESULTS, conditions, table
+from benchmarks.readme import update
 from benchmarks.runtime import readme
 from benchmarks.runtime.candidates import factories, plain, prepare
 from benchmarks.runtime.networks import NETWORKS, get
@@ -135,7 +136,7 @@ def main() -> int:
     parser.add_argument("--readme", action="store_true", help="update the readme's table, measure nothing")
     options = parser.parse_args()
     if options.readme:
-        readme.update()
+        update("runtime", readme.section())
         return 0
     names = [get(name).name for name in options.networks] or [network.name for network in NETWORKS]
     print(" | ".join(HEAD), flush=True)
@@ -153,7 +154,7 @@ def main() -> int:
             print(" | ".join(rows[-1].cells()), flush=True)
     if not options.networks:
         print(f"written to {write(rows, failed, options.rounds, options.threads)}")
-        readme.update()
+        update("runtime", readme.section())
     return 1 if failed or any(row.slower for row in rows) else 0
 
 
