@@ -30,13 +30,21 @@ class Cost:
 
 
 def cost(graph: Graph) -> Cost:
-    """The totals of ``graph``. Shared tensors count once; buffers count as bytes, not as parameters."""
+    """The totals of ``graph``. Shared tensors count once; buffers count as bytes, not as parameters.
+
+    A weight that became integers is a parameter still, and counts a byte a number, however it is packed.
+    """
     return Cost(
         nodes=sum(n.op == "call_function" for n in graph.fx.nodes),
-        parameters=sum(p.numel() for p in graph.parameters.values()),
+        parameters=sum(p.numel() for p in graph.tensors.values() if _is_parameter(p)),
         bytes=sum(t.numel() * t.element_size() for t in graph.tensors.values()),
         macs=sum(node_macs(n) for n in graph.fx.nodes),
     )
+
+
+def _is_parameter(tensor: torch.Tensor) -> bool:
+    integers = tensor.dtype in (torch.int8, torch.uint8) and tensor.dim() > 1
+    return isinstance(tensor, torch.nn.Parameter) or integers
 
 
 Shape = Callable[[Any], tuple[int, ...]]

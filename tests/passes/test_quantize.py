@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import graphprune
+from graphprune.cost import cost
 from graphprune.errors import InputError, PassError
 from graphprune.integers import INT8, UINT8
 from graphprune.kinds import kind
@@ -382,6 +383,14 @@ def test_annotation_leaves_out_what_feeds_float() -> None:
     assert sorted(found.floats.values()) == [
         "its result is read in float, by add", "its result is read in float, by layer-norm",
     ]  # fmt: skip
+
+
+def test_weights_count_as_parameters_still() -> None:
+    graph = model_and_graph()
+    done = run("quantize", graph, images(1, 3, 16, 16)).graph
+    weights = sum(t.numel() for t in graph.tensors.values() if t.dim() > 1)
+    assert cost(done).parameters == weights
+    assert cost(done).bytes < 0.35 * cost(graph).bytes
 
 
 def test_formats() -> None:
