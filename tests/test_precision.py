@@ -130,12 +130,12 @@ def test_steps_are_allowed_and_mistakes_are_not() -> None:
     mine, truth = graph.run(*call), graph.floating.run(*call)
     own = float((mine[0] - truth[0]).norm())
     direction = torch.randn_like(mine[0])
-    for size, passes in ((0.3, True), (6.0, False)):
+    for size, allowed in ((0.3, True), (6.0, False)):
         outputs = (mine[0] + direction / direction.norm() * own * size,)
         first = compare("runtime", [outputs], [mine])
         assert not first.passed
         certificate = allow_rounding(first, graph, call, outputs)
-        assert certificate.passed is passes
+        assert certificate.passed is allowed
         assert "noise against float" in str(certificate)
 
 
