@@ -50,8 +50,9 @@ class Quantize(Pass):
         percentile: of that observer.
         averaging: of ``moving-average``.
         bits: of weights, 2 to 8; fewer than 8 are stored as int8.
-        rounding: of weights: ``nearest``, ``gptq``, ``adaround``, or ``auto``: ``gptq``, at 8 bits only for
-            outputs that sum over few numbers, as depthwise convolutions do: there one rounding weighs most.
+        rounding: of weights: ``nearest``, ``gptq``, ``adaround``, or ``auto``: ``gptq`` below 8 bits, and at 8
+            ``adaround`` for outputs that sum over few numbers, as depthwise convolutions do: there one
+            rounding weighs most.
         embeddings: keep the tables of embeddings as integers, too.
         attention: write attention out, so that its products run in integers, too.
         ignored: operators, modules or parameters that stay in float, by name or glob.
@@ -125,7 +126,9 @@ class Quantize(Pass):
         """Integers of weights that are not rounded to the nearest, by name."""
         if self.rounding != "auto":
             return staged.rounded(staged.found, self.rounding, seed)
-        return staged.rounded(staged.found, "gptq", seed, NARROW if self.bits == 8 else None)
+        if self.bits < 8:
+            return staged.rounded(staged.found, "gptq", seed)
+        return staged.rounded(staged.found, "adaround", seed, NARROW)
 
 
 def summary(found: Annotation) -> Note:
