@@ -50,8 +50,8 @@ class Quantize(Pass):
         percentile: of that observer.
         averaging: of ``moving-average``.
         bits: of weights, 2 to 8; fewer than 8 are stored as int8.
-        rounding: of weights: ``nearest``, ``gptq``, ``adaround``, or ``auto``: ``gptq`` below 8 bits, and at 8
-            ``adaround`` for outputs that sum over few numbers, as depthwise convolutions do: there one
+        rounding: of weights: ``nearest``, ``gptq``, ``adaround``, or ``auto``: ``gptq`` below 8 bits, and at
+            8 ``adaround`` for outputs that sum over few numbers, as depthwise convolutions do: there one
             rounding weighs most.
         embeddings: keep the tables of embeddings as integers, too.
         attention: write attention out, so that its products run in integers, too.
