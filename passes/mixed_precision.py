@@ -11,8 +11,8 @@ in integers again, and stays there if the bounds still hold.
 >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
 >>> graph = graphprune.trace(net, torch.zeros(1, 8))
 >>> done = MixedPrecision(sqnr=20.0).run(graph, Context(calibration=[torch.randn(1, 8) for _ in range(32)]))
->>> done.notes[0].message
-'0 of 2 operators stay in float; SQNR 43.0 dB, all in integers 43.0 dB'
+>>> done.notes[0].message.partition(";")[0]
+'0 of 2 operators stay in float'
 """
 
 from __future__ import annotations

@@ -23,6 +23,11 @@ from torch import Tensor
 from ..errors import InputError
 
 _CODES = 1 << 16
+_NORMAL = 0x0080  # the upper 16 bits of the smallest normal number, 2^-126
+
+
+def _flushed(value: float) -> float:
+    return 0.0 if abs(value) < 2.0**-126 else value
 
 
 class Histogram:
@@ -45,7 +50,7 @@ class Histogram:
             InputError: one is NaN or infinite, in float32.
         """
         flat = values.detach().to(torch.float32).flatten()
-        low, high = (float(v) for v in torch.aminmax(flat))
+        low, high = (_flushed(float(v)) for v in torch.aminmax(flat))
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             raise InputError("holds values that are not finite")
         codes = (flat.view(torch.int32) >> 16).bitwise_and_(_CODES - 1)
@@ -74,8 +79,9 @@ class Histogram:
         magnitude = (codes & 0x7FFF).astype(np.uint32)
         near = (magnitude << 16).view(np.float32).astype(np.float64)
         far = ((magnitude + 1) << 16).view(np.float32).astype(np.float64)
-        zero = magnitude == 0  # what lies below the smallest normal number counts as zero
-        far[zero] = 0.0
+        # What lies below the smallest normal number counts as zero, whether or not the processor flushes it.
+        zero = magnitude < _NORMAL
+        near[zero] = far[zero] = 0.0
         negative = codes >= _CODES // 2
         lower, upper = np.where(negative, -far, near), np.where(negative, -near, far)
         order = np.argsort(lower, kind="stable")

@@ -4,7 +4,7 @@ Every block of so many neighbouring columns of a row is rounded to 255 integers 
 that its largest magnitude asks for, each time anew (ONNX Runtime's MatMulNBits at ``accuracy_level`` 4).
 As an operator, so that a graph can say it: ``graphprune::round_blocks``.
 
->>> round_blocks(torch.tensor([[1.27, 0.004, 100.0, 0.4]]), 2)
+>>> round_blocks(torch.tensor([[1.27, 0.004, 100.0, 0.3]]), 2)
 tensor([[  1.2700,   0.0000, 100.0000,   0.0000]])
 """
 
