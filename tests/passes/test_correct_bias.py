@@ -111,7 +111,9 @@ def test_a_layer_without_bias_gets_one_in_the_same_unit() -> None:
 # ---- what it is for -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("options", "times"), [("", 1.4), ("{bits=4 rounding=nearest}", 10)])
+@pytest.mark.parametrize(
+    ("options", "times"), [("{rounding=nearest}", 1.4), ("{bits=4 rounding=nearest}", 10)]
+)
 def test_networks_on_inputs_that_were_not_seen(options: str, times: float) -> None:
     given, fresh = x(128, 3, 16, 16), x(128, 3, 16, 16, seed=2)
     for seed in (20, 21):
@@ -125,9 +127,13 @@ def test_networks_on_inputs_that_were_not_seen(options: str, times: float) -> No
 def test_in_one_pipeline_behind_equalize() -> None:
     given = x(64, 3, 16, 16)
     graph = graphprune.trace(randomise(Mobile(), 21), given[:2], dynamic_batch=True)
-    text = "fold-batch-norm,equalize,quantize,correct-bias"
+    text = "fold-batch-norm,equalize,quantize{rounding=nearest},correct-bias"
     found = Pipeline.parse(text).run(graph, Context(calibration=[given])).graph
-    plain = Pipeline.parse("fold-batch-norm,quantize").run(graph, Context(calibration=[given])).graph
+    plain = (
+        Pipeline.parse("fold-batch-norm,quantize{rounding=nearest}")
+        .run(graph, Context(calibration=[given]))
+        .graph
+    )
     fresh = x(64, 3, 16, 16, seed=3)
     assert errors(found, graph, fresh)[0] < errors(plain, graph, fresh)[0] / 1.6
 
