@@ -136,6 +136,7 @@ class _Search:
             self.bound = f"a score of at least {self._least:.4g} ({self._float:.4g} in float)"
         else:
             self._score, self._least = self._noise, float(step.sqnr or 0)
+            self._wanted = [staged.graph.run(*call) for call in staged.calibration.calls]
             self.bound = f"an SQNR of at least {self._least:g} dB"
 
     def fewest(self, order: Sequence[fx.Node]) -> set[fx.Node]:
@@ -189,9 +190,8 @@ class _Search:
         return self._known[key]
 
     def _noise(self, graph: Graph) -> float:
-        calls = self._staged.calibration.calls
-        wanted = [self._staged.graph.run(*call) for call in calls]
-        return compare("pass", [graph.run(*call) for call in calls], wanted, exact=False).sqnr
+        outputs = [graph.run(*call) for call in self._staged.calibration.calls]
+        return compare("pass", outputs, self._wanted, exact=False).sqnr
 
 
 def _evaluated(evaluate: Callable[[Any], float]) -> Callable[[Graph], float]:

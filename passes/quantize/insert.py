@@ -22,7 +22,7 @@ from torch import fx
 from graphprune.graph import Graph
 from graphprune.integers import UINT8, Format
 from graphprune.kinds import clamp_range, factor, kind
-from graphprune.operands import argument, is_transposed
+from graphprune.operands import argument
 from graphprune.quantization.parameters import Parameters, of_range, of_weight, to_integers
 
 from .annotate import Annotation, operands, weight_of
@@ -49,8 +49,9 @@ def insert(
     graph = found.graph
     for node in found.runs:
         constant_operands(found, node)
+    producers = {end: node for node, end in found.ends.items() if end is not node}
     for value, chief in found.values.items():
-        _behind(found, value, ranges[chief])
+        _behind(found, value, producers.get(value), ranges[chief])
     done: dict[tuple[str, int | None], fx.Node] = {}
     for node in found.runs:
         weight = weight_of(node)
@@ -66,19 +67,22 @@ def insert(
 
 def channel_axis(node: fx.Node) -> int | None:
     """The dimension of a weight that its output channels are; ``None`` where groups share it."""
-    if kind(node) == "transposed-convolution" or (kind(node) == "convolution" and is_transposed(node)):
+    if kind(node) == "transposed-convolution":
         return 1 if argument(node, "groups") == 1 else None
     return 1 if node.target is aten.addmm.default else 0
 
 
-def _behind(found: Annotation, value: fx.Node, how: Parameters) -> None:
-    """Quantize one value for its readers in integers, and for all of them where its producer is, too."""
+def _behind(found: Annotation, value: fx.Node, producer: fx.Node | None, how: Parameters) -> None:
+    """Quantize one value for its readers in integers, and for all of them where its producer is, too.
+
+    ``producer`` is the operator that the activation ``value`` stands behind, if it is one.
+    """
     graph = found.graph
     readers = readers_of(found, value)
-    made = _unclamped(found, value, how)
-    start = next((n for n in reversed(graph.placeholders)), value) if value.op == "placeholder" else value
+    made = _unclamped(found, value, producer, how)
+    start = graph.placeholders[-1] if value.op == "placeholder" else value
     with graph.fx.inserting_after(start):
-        numbers = (float(how.scale), int(how.zero_point), *how.format.range, _dtype(how.format))
+        numbers = _numbers(how)
         small = graph.fx.call_function(qd.quantize_per_tensor.default, (made, *numbers))
     with graph.fx.inserting_after(small):
         back = graph.fx.call_function(qd.dequantize_per_tensor.default, (small, *numbers))
@@ -106,9 +110,8 @@ def _in_integers(found: Annotation, user: fx.Node) -> bool:
     return kind(user) in found.scheme.joined and any(_in_integers(found, u) for u in user.users)
 
 
-def _unclamped(found: Annotation, value: fx.Node, how: Parameters) -> fx.Node:
+def _unclamped(found: Annotation, value: fx.Node, producer: fx.Node | None, how: Parameters) -> fx.Node:
     """What is quantized: the operator itself where saturation does what the activations behind it did."""
-    producer = next((node for node, end in found.ends.items() if end is value and node is not value), None)
     if producer is None or value not in found.settled:
         return value
     node = value
@@ -136,9 +139,8 @@ def constant_operands(found: Annotation, node: fx.Node) -> None:
             continue
         how = of_range(float(value.min()), float(value.max()), found.scheme.activation)
         small = graph.add_tensor(f"{name}.integers", to_integers(value, how), before=node, trainable=False)
-        numbers = (float(how.scale), int(how.zero_point), *how.format.range, _dtype(how.format))
         with graph.fx.inserting_before(node):
-            back = graph.fx.call_function(qd.dequantize_per_tensor.default, (small, *numbers))
+            back = graph.fx.call_function(qd.dequantize_per_tensor.default, (small, *_numbers(how)))
         node.args = (*node.args[:place], back, *node.args[place + 1 :])
 
 
@@ -154,18 +156,15 @@ def _weight(
         how = of_weight(tensor, form, channel_axis(node))
         values = to_integers(tensor, how)
     small = graph.add_tensor(f"{name}.integers", values, before=weight, trainable=False)
-    bounds = (*how.format.range, _dtype(how.format))
     if how.axis is None:
         with graph.fx.inserting_after(weight):
-            return graph.fx.call_function(
-                qd.dequantize_per_tensor.default, (small, float(how.scale), int(how.zero_point), *bounds)
-            )
+            return graph.fx.call_function(qd.dequantize_per_tensor.default, (small, *_numbers(how)))
     scale = graph.add_tensor(f"{name}.scale", how.scale, before=weight, trainable=False)
     # ONNX Runtime leaves a Gemm in float whose weight has no zero point, be it zero.
     zero = how.zero_point.to(values.dtype)
     middle = graph.add_tensor(f"{name}.zero_point", zero, before=weight, trainable=False)
     with graph.fx.inserting_after(weight):
-        args: tuple[Any, ...] = (small, scale, middle, how.axis, *bounds)
+        args: tuple[Any, ...] = (small, scale, middle, how.axis, *how.format.range, _dtype(how.format))
         return graph.fx.call_function(qd.dequantize_per_channel.default, args)
 
 
@@ -196,6 +195,11 @@ def _bias(graph: Graph, node: fx.Node) -> None:
 
 def _name_of_bias(node: fx.Node) -> str:
     return "self" if node.target is aten.addmm.default else "bias"
+
+
+def _numbers(how: Parameters) -> tuple[Any, ...]:
+    """One scale as the arguments of a quantizer: scale, zero point, bounds, dtype."""
+    return (float(how.scale), int(how.zero_point), *how.format.range, _dtype(how.format))
 
 
 def _dtype(form: Format) -> torch.dtype:

@@ -81,12 +81,7 @@ class Staged:
         found = found or self.found
         work, twin = self.twin(found)
         work.floating = self.graph
-        taken = self.taken(found)
-        ranges = {
-            theirs: taken[ours]
-            for ours, theirs in zip(found.values.values(), twin.values.values(), strict=True)
-        }
-        insert(twin, ranges, weights)
+        insert(twin, self.carried(found, twin), weights)
         return work, store(work, self.unstored) if tables else []
 
     def twin(self, found: Annotation | None = None) -> tuple[Graph, Annotation]:
@@ -94,6 +89,12 @@ class Staged:
         work = self.graph.copy()
         twins = dict(zip(self.graph.fx.nodes, work.fx.nodes, strict=True))
         return work, _twin(found or self.found, work, twins)
+
+    def carried(self, found: Annotation, twin: Annotation) -> dict[fx.Node, Parameters]:
+        """Parameters of every chief of an annotation's twin."""
+        taken = self.taken(found)
+        pairs = zip(found.values.values(), twin.values.values(), strict=True)
+        return {theirs: taken[ours] for ours, theirs in pairs}
 
     def taken(self, found: Annotation) -> dict[fx.Node, Parameters]:
         """Parameters of every chief of an annotation: those that are known, and what has to be added."""

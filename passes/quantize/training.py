@@ -87,13 +87,7 @@ def prepare(
     if not staged.found.runs:
         raise PassError(step.name, "nothing in this network runs in integers on the target")
     work, found = staged.twin()
-    _insert(
-        found,
-        {
-            v: staged.ranges[c]
-            for v, c in zip(found.values.values(), staged.found.values.values(), strict=True)
-        },
-    )
+    _insert(found, staged.carried(staged.found, found))
     notes = (summary(staged.found), *staged.notes, *float_notes(staged.found))
     return QuantizationAware(work.module, staged, notes)
 
