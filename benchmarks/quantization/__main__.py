@@ -1,6 +1,6 @@
 """Quantization, ours beside other tools': latency, size, precision and accuracy, in one run.
 
-    GRAPHPRUNE_QUANTIZERS=build/quantizers python -m benchmarks.quantization [--quick] [--parts speed]
+    GRAPHPRUNE_QUANTIZERS=build/quantizers python -m benchmarks.quantization [--quick] [--parts speed …]
         [--networks …] [--methods …] [--seeds …] [--threads 1 2] [--rounds 24] [--output DIR] [--add]
 
 :mod:`benchmarks.quantization.methods` says how to fill the folder of the other tools; one that is missing or
@@ -20,13 +20,20 @@ import torch
 
 from benchmarks.axes.record import RESULTS, conditions
 from benchmarks.pruning import training
-from benchmarks.quantization import accuracy, cases, methods, speed
+from benchmarks.quantization import accuracy, cases, methods, pruned, qat, speed
 from benchmarks.quantization.results import Results, load, three
-from benchmarks.quantization.table import accuracy_summary, speed_summary, write
+from benchmarks.quantization.table import (
+    accuracy_summary,
+    pruned_summary,
+    speed_summary,
+    training_summary,
+    write,
+)
 
 SCORED = (*cases.TRAINED, *cases.REAL)
 NAMES = tuple(dict.fromkeys((*cases.SPEED, *SCORED)))
-PARTS = ("speed", "accuracy")
+PRUNED = (*cases.TRAINED, "crepe-tiny")
+PARTS = ("speed", "accuracy", "pruned", "training")
 LONG = ("resnet50", "crepe-full")  # left out of a quick run
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "torchvision", "timm", "transformers")
 INSTRUCTIONS = (
@@ -50,7 +57,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--networks", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--methods", nargs="+", choices=methods.TOOL_NAMES, default=methods.TOOL_NAMES)
-    parser.add_argument("--seeds", nargs="+", type=int, default=training.SEEDS)
+    parser.add_argument("--seeds", nargs="+", type=int, help="all three, one for training")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument(
@@ -67,15 +74,20 @@ def main() -> None:
     chosen = [name for name in given.networks if not (given.quick and name in LONG)]
     timed = [name for name in chosen if name in cases.SPEED and "speed" in given.parts]
     scored = [name for name in chosen if name in SCORED and "accuracy" in given.parts]
+    smaller = [name for name in chosen if name in PRUNED and "pruned" in given.parts]
+    taught = [name for name in chosen if name in qat.BITS and "training" in given.parts]
     known = given.output / f"{stem}.json"
-    results = load(known).without(timed, scored) if given.add and known.exists() else Results()
+    kept = load(known).without(timed, scored, smaller, taught) if given.add and known.exists() else None
+    results = kept or Results()
     rounds = 4 if given.quick else given.rounds
-    seeds = given.seeds[:1] if given.quick else given.seeds
+    seeds = (given.seeds or training.SEEDS)[: 1 if given.quick else None]
 
     def save(part: str, name: str, started: float) -> Path:
         now = conditions(())
         load_average = next(value for key, value in now.items() if key.startswith("load"))
-        took = f"{(time.perf_counter() - started) / 60:.0f} minutes, {rounds} rounds"
+        took = f"{(time.perf_counter() - started) / 60:.0f} minutes" + (
+            f", {rounds} rounds" if part == "speed" else ""
+        )
         results.measured[f"{part}, {name}"] = f"{now['date']}, load {load_average}, {took}"
         facts = {key: value for key, value in conditions(PACKAGES).items() if not key.startswith("load")}
         facts |= {
@@ -104,7 +116,21 @@ def main() -> None:
                 results.versions.update(used)
                 print(_told(score), flush=True)
         save("accuracy", name, started)
-    print(speed_summary(results), accuracy_summary(results), given.output / f"{stem}.md", sep="\n\n")
+    for name in smaller:
+        started = time.perf_counter()
+        for seed in seeds if name in cases.TRAINED else (0,):
+            results.pruned.append(pruned.compare(cases.accuracy_case(name, seed)))
+            print(results.pruned[-1], flush=True)
+        save("pruned", name, started)
+    for name in taught:
+        started = time.perf_counter()
+        for seed in seeds if given.seeds else seeds[:1]:
+            for bits in qat.BITS[name]:
+                results.training.append(qat.compare(cases.accuracy_case(name, seed), bits))
+                print(results.training[-1], flush=True)
+        save("training", name, started)
+    told = (speed_summary, accuracy_summary, pruned_summary, training_summary)
+    print(*(summary(results) for summary in told), given.output / f"{stem}.md", sep="\n\n")
 
 
 def _instructions() -> str:

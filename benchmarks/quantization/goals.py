@@ -7,6 +7,8 @@ import statistics
 from benchmarks.axes.record import table
 from benchmarks.quantization.accuracy import Score
 from benchmarks.quantization.methods import OURS
+from benchmarks.quantization.pruned import Pruned
+from benchmarks.quantization.qat import Trained
 from benchmarks.quantization.results import DYNAMIC, INT8, PEERS, Results, networks, share
 from benchmarks.quantization.speed import Row
 
@@ -16,6 +18,7 @@ LATENCY = {"resnet18": 0.45, "resnet50": 0.45}
 # Of the score that may be lost, or that must be kept.
 LOST = {"resnet20": 0.002, "mobilenetv2": 0.002, "vit": 0.002, "crepe-tiny": 0.003, "crepe-full": 0.003}
 KEPT = {"efficientnet-lite0": 0.95, "minilm-l6": 0.99}
+TRAINED = 0.005  # that may be lost after training with rounding
 
 
 def verdict(results: Results, network: str, threads: int, dynamic: bool = False) -> tuple[str, str]:
@@ -47,6 +50,9 @@ def goals(results: Results) -> str:
         found = results.scores(network, OURS, INT8)
         if any(s.score is not None for s in found):
             lines += _of_accuracy(network, found)
+    lines += [_of_pruned([r for r in results.pruned if r.network == n]) for n in networks(results.pruned)]
+    kinds = dict.fromkeys((row.network, row.bits) for row in results.training)
+    lines += [_of_training([r for r in results.training if (r.network, r.bits) == k]) for k in kinds]
     return table(["network", "goal", "measured", "met"], lines)
 
 
@@ -86,6 +92,25 @@ def _of_accuracy(network: str, scores: list[Score]) -> list[list[str]]:
         label = next(iter(scores[0].metrics))
         return [[network, f"{label} at least {KEPT[network]:g}", f"{kept:.4f}", _yes(kept >= KEPT[network])]]
     return []
+
+
+def _of_pruned(rows: list[Pruned]) -> list[str]:
+    """All seeds; a failure proves nothing."""
+    goal = "pruned, then int8, in one call: both certificates hold, the reverse order is refused"
+    found = [sum(row.proved for row in rows), sum(bool(row.refusal) for row in rows)]
+    text = f"{found[0]} and {found[1]} of {len(rows)}"
+    return [rows[0].network, goal, text, _yes(min(found) == len(rows))]
+
+
+def _of_training(rows: list[Trained]) -> list[str]:
+    """By the median over seeds; without a score of each it is not met."""
+    goal = f"{rows[0].bits}-bit weights, trained: loses at most {100 * TRAINED:.1f} points"
+    lost = [row.lost for row in rows if row.lost is not None]
+    if len(lost) < len(rows):
+        return [rows[0].network, goal, "fails", _yes(False)]
+    middle = statistics.median(lost)
+    text = f"{100 * middle:+.2f} lost" + (f", worst {100 * max(lost):+.2f}" if len(lost) > 1 else "")
+    return [rows[0].network, goal, text, _yes(middle <= TRAINED + 1e-6)]
 
 
 def _yes(met: bool) -> str:

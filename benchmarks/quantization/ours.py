@@ -29,10 +29,15 @@ def by_pass(model: nn.Module, samples: Samples, step: str) -> bytes:
 
 
 def _file(model: nn.Module, samples: Samples, **options: Any) -> bytes:
-    """What the runtime is given, without the manifest and the report beside it."""
+    """Of one `optimize` call, without the manifest and the report beside it."""
     calibration = list(samples) if options else None
     result = graphprune.optimize(
         model, samples[0], target="cpu", calibration=calibration, measure=False, threads=1, **options
     )
-    (content,) = result.deployment.lowered.files.values()
-    return content
+    return content(result)
+
+
+def content(result: graphprune.Result) -> bytes:
+    """The one file that the runtime is given."""
+    (found,) = result.deployment.lowered.files.values()
+    return found

@@ -1,4 +1,4 @@
-"""All rows of both parts, to be asked for one network's; how figures are written."""
+"""All rows of all parts, to be asked for one network's; how figures are written."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 from benchmarks.quantization.accuracy import Score
 from benchmarks.quantization.methods import OURS
+from benchmarks.quantization.pruned import Proof, Pruned
+from benchmarks.quantization.qat import Trained
 from benchmarks.quantization.speed import AGAIN, Row
 from graphprune.measure import Ratio
 
@@ -20,7 +22,7 @@ INT8, DYNAMIC = "int8", "dynamic"
 
 @dataclass(frozen=True)
 class Results:
-    """All rows of both parts.
+    """All rows of all parts.
 
     Attributes:
         measured: part and network → when, and on how busy a host.
@@ -31,15 +33,26 @@ class Results:
     accuracy: list[Score] = field(default_factory=list)
     measured: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    pruned: list[Pruned] = field(default_factory=list)
+    training: list[Trained] = field(default_factory=list)
 
-    def without(self, timed: Sequence[str], scored: Sequence[str]) -> Results:
-        """What there is of other networks."""
-        names = {f"speed, {name}" for name in timed} | {f"accuracy, {name}" for name in scored}
+    def without(
+        self,
+        timed: Sequence[str] = (),
+        scored: Sequence[str] = (),
+        pruned: Sequence[str] = (),
+        trained: Sequence[str] = (),
+    ) -> Results:
+        """What there is of other networks, part by part."""
+        parts = {"speed": timed, "accuracy": scored, "pruned": pruned, "training": trained}
+        names = {f"{part}, {name}" for part, chosen in parts.items() for name in chosen}
         return Results(
             [row for row in self.speed if row.network not in timed],
             [score for score in self.accuracy if score.network not in scored],
             {key: value for key, value in self.measured.items() if key not in names},
             dict(self.versions),
+            [row for row in self.pruned if row.network not in pruned],
+            [row for row in self.training if row.network not in trained],
         )
 
     def rows(self, network: str, threads: int, tool: str) -> list[Row]:
@@ -67,20 +80,25 @@ class Results:
         ]  # fmt: skip
 
 
-def networks(rows: Iterable[Row] | Iterable[Score]) -> list[str]:
+def networks(rows: Iterable[Row | Score | Pruned | Trained]) -> list[str]:
     """Names in the order of the results."""
     return list(dict.fromkeys(row.network for row in rows))
 
 
 def load(path: Path) -> Results:
-    """Results from the JSON that was written."""
+    """Results from the JSON that was written; one of before a part was there has no rows of it."""
     data: Any = json.loads(path.read_text())
     speed = []
     for row in data["speed"]:
         ratios = {key: Ratio(**row[key]) for key in ("to_float", "to_ours") if row[key] is not None}
         speed.append(Row(**row | ratios))
     scores = [Score(**row) for row in data["accuracy"]]
-    return Results(speed, scores, data["measured"], data["versions"])
+    pruned = [
+        Pruned(**row | {"proofs": [Proof(**proof) for proof in row["proofs"]]})
+        for row in data.get("pruned", [])
+    ]
+    training = [Trained(**row) for row in data.get("training", [])]
+    return Results(speed, scores, data["measured"], data["versions"], pruned, training)
 
 
 def three(value: Ratio | None) -> str:

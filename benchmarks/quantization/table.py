@@ -13,6 +13,7 @@ from benchmarks.quantization.accuracy import Score
 from benchmarks.quantization.goals import goals, verdict
 from benchmarks.quantization.methods import OURS
 from benchmarks.quantization.plot import FAR, draw
+from benchmarks.quantization.pruned import MASK, ORIGINAL, RUNTIME, Proof, held
 from benchmarks.quantization.results import DYNAMIC, INT8, OUTSIDE, PEERS, Results, networks, share, three
 from benchmarks.quantization.speed import AGAIN
 
@@ -36,6 +37,17 @@ tool with several variants the best is shown, chosen by that score."""
 ABOUT_FOUR_BITS = """*W4A8* has integers between operators, too; *W4* has the weights of linears in blocks of
 32, and embeddings in 8 bits. *Nearest* rounds each weight on its own, *recovered* rounds them so that what a
 layer computes changes least."""
+
+ABOUT_PRUNED = """One `optimize` call with `macs=0.5` and `precision="int8"`. *Pruned* is the same without
+`precision`, *int8* the same without `macs` (from the table above, where it was run). Certificates are those
+of that call's report, with their largest error relative to the largest output: *mask equivalence* compares
+the smaller network with the original whose removed positions are zero, *file, graph* what the runtime
+computes with the graph that was lowered, and both have to hold; *file, original* is recorded, since half of
+the network is gone."""
+ABOUT_ORDER = "The same passes the other way round are refused: `{}`."
+ABOUT_TRAINING = """Weights of few bits, activations of eight, scores of files on the runtime: each weight
+rounded to the *nearest*, *rounded* so that what a layer computes changes least, and *trained* on with the
+rounding in the loop (`prepare`, an ordinary loop over 4,000 digits, `convert`), on one thread."""
 
 
 def speed_summary(results: Results) -> str:
@@ -135,6 +147,58 @@ def four_bits(results: Results) -> str:
     return table(["network", "float", *variants], lines) if lines else ""
 
 
+def pruned_summary(results: Results) -> str:
+    """One row a network and seed: scores, what is left, and what was proved."""
+    head = ["network", "seed", "score", "float", "int8", "pruned", "pruned, then int8", "MACs left",
+            "in int8", "size", "mask equivalence", "file, graph", "file, original", "made in, s"]  # fmt: skip
+    lines = []
+    for row in results.pruned:
+        line = [row.network, str(row.seed), row.metric or "–", _score(row.plain)]
+        if row.failure:
+            lines.append([*line, f"fails: {row.failure[:60]}", *["–"] * (len(head) - len(line) - 1)])
+            continue
+        alone = next((s.score for s in results.scores(row.network, OURS, INT8) if s.seed == row.seed), None)
+        lines.append([
+            *line, _score(alone), _score(row.pruned), f"**{_score(row.quantized)}**", share(row.left),
+            share(row.integers), "–" if row.size is None else f"{row.size:.3f}",
+            *(_proofs(row.of(kind)) for kind in (MASK, RUNTIME, ORIGINAL)), f"{row.seconds:.0f}",
+        ])  # fmt: skip
+    return table(head, lines)
+
+
+def _proofs(found: Sequence[Proof]) -> str:
+    """How many hold, and the largest error."""
+    if not found:
+        return "**none**"
+    worst = max(proof.error for proof in found)
+    if all(proof.passed and not proof.exact for proof in found):
+        return f"recorded, {worst:.0e}"
+    passed = sum(proof.passed for proof in found)
+    return f"{'holds' if held(found) else '**fails**'}, {passed} of {len(found)}, {worst:.0e}"
+
+
+def training_summary(results: Results) -> str:
+    """One row a network, seed and number of bits."""
+    head = ["network", "seed", "bits", "float", "nearest", "rounded", "trained", "points lost", "in int8",
+            "epochs", "seconds"]  # fmt: skip
+    lines = []
+    for row in results.training:
+        line = [row.network, str(row.seed), str(row.bits), _score(row.plain)]
+        if row.failure:
+            lines.append([*line, f"fails: {row.failure[:60]}", *["–"] * (len(head) - len(line) - 1)])
+            continue
+        lines.append([
+            *line, _score(row.nearest), _score(row.rounded), f"**{_score(row.trained)}**",
+            "–" if row.lost is None else f"{100 * row.lost:+.2f}", share(row.integers), str(row.epochs),
+            f"{row.seconds:.0f}",
+        ])  # fmt: skip
+    return table(head, lines)
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
 def accuracy_details(results: Results) -> str:
     """Every score, with all metrics."""
     lines = []
@@ -163,6 +227,11 @@ def write(results: Results, facts: dict[str, str], folder: Path, name: str = "qu
     four = four_bits(results)
     if four:
         parts += ["### Weights of four bits", ABOUT_FOUR_BITS, four]
+    if results.pruned:
+        parts += ["## Pruned, then quantized", ABOUT_PRUNED, pruned_summary(results)]
+        parts += [ABOUT_ORDER.format(text) for text in {r.refusal: 0 for r in results.pruned if r.refusal}]
+    if results.training:
+        parts += ["## Trained with rounding", ABOUT_TRAINING, training_summary(results)]
     for network in networks(results.speed):
         parts += [f"### Every file: {network}", speed_details(results, network)]
         ours = results.ours(network, results.timed()[0][1])
