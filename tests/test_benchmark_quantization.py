@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,14 @@ import onnx
 import pytest
 import torch
 from onnx import helper
+from torch import nn
 
-from benchmarks.quantization import cases, goals, measure, methods, results, table
+import graphprune
+from benchmarks.pruning.training import Recipe
+from benchmarks.quantization import cases, goals, measure, methods, pruned, qat, results, table
 from benchmarks.quantization.accuracy import Score
+from benchmarks.quantization.pruned import Proof, Pruned
+from benchmarks.quantization.qat import Trained
 from benchmarks.quantization.results import Results
 from benchmarks.quantization.speed import AGAIN, PLAIN, Row
 from graphprune.backend import Audit, AuditRow
@@ -83,6 +89,104 @@ def test_a_network_that_is_run_again_loses_its_old_rows_alone() -> None:
     other = replace(speed(1.2).speed[0], network="other")
     whole = Results([*speed(1.2).speed, other], [], {"speed, net": "then", "speed, other": "then"})
     assert whole.without(["net"], []) == Results([other], [], {"speed, other": "then"})
+
+
+def proof(kind: str, exact: bool = True, passed: bool = True, error: float = 1e-7) -> Proof:
+    return Proof(f"of {kind}", kind, exact, passed, error)
+
+
+PROVED = [
+    proof("mask"),
+    proof("runtime"),
+    proof("runtime", error=2e-4),
+    proof("end-to-end", False, error=0.04),
+]
+SMALLER = Pruned("vit", 0, "accuracy", 0.977, 0.974, 0.972, 0.49, 1.0, 0.14, PROVED, "change the order", 20.0)
+TAUGHT = Trained("resnet20", 0, 3, "accuracy", 0.987, 0.976, 0.984, 0.983, 1.0, 4, 60.0)
+
+
+def test_the_later_parts_are_written_read_and_replaced_alone(tmp_path: Path) -> None:
+    failed = Pruned("resnet20", 0, "accuracy", 0.98, failure="PassError: cannot")
+    diverged = replace(TAUGHT, seed=1, trained=None, failure="InputError: diverged")
+    scores = [
+        Score("vit", 0, "", "float", {"accuracy": 0.977}, 0.0, 1.0),
+        Score("vit", 0, "graphprune", "int8", {"accuracy": 0.975}, 0.002, 0.28),
+        Score("vit", 1, "graphprune", "int8", {"accuracy": 0.98}, 0.002, 0.28),
+    ]
+    when = {"accuracy, vit": "then", "pruned, vit": "then", "training, resnet20": "then"}
+    whole = Results([], scores, when, {}, [SMALLER, failed], [TAUGHT, diverged])
+    text = table.write(whole, {}, tmp_path).read_text()
+    assert results.load(tmp_path / "quantization.json") == whole
+    proved = "| holds, 1 of 1, 1e-07 | holds, 2 of 2, 2e-04 | recorded, 4e-02 |"
+    assert (
+        "| vit | 0 | accuracy | 97.70 | 97.50 | 97.40 | **97.20** | 49.0 % | 100.0 % | 0.140 " + proved
+        in text
+    )
+    assert "| resnet20 | 0 | accuracy | 98.00 | fails: PassError: cannot |" in text
+    assert "| resnet20 | 0 | 3 | 98.70 | 97.60 | 98.40 | **98.30** | +0.40 | 100.0 % | 4 | 60 |" in text
+    assert "refused: `change the order`" in text
+    rest = whole.without(pruned=["vit"], trained=["resnet20"])
+    assert rest == Results([], scores, {"accuracy, vit": "then"}, {}, [failed], [])
+
+
+def test_results_of_before_the_later_parts_are_read(tmp_path: Path) -> None:
+    table.write(Results(speed(1.2).speed), {}, tmp_path)
+    path = tmp_path / "quantization.json"
+    data = json.loads(path.read_text())
+    del data["pruned"], data["training"]
+    path.write_text(json.dumps(data))
+    assert results.load(path) == Results(speed(1.2).speed)
+
+
+@pytest.mark.parametrize(
+    ("change", "met"),
+    [
+        ({}, "yes"),
+        ({"refusal": ""}, "**no**"),
+        ({"proofs": []}, "**no**"),
+        ({"proofs": PROVED[1:]}, "**no**"),
+        ({"proofs": [replace(PROVED[0], exact=False), *PROVED[1:]]}, "**no**"),
+        ({"proofs": [*PROVED[:2], replace(PROVED[2], passed=False)]}, "**no**"),
+    ],
+)
+def test_both_certificates_and_the_order_are_what_counts(change: dict[str, object], met: str) -> None:
+    found = Results(pruned=[replace(SMALLER, **change), SMALLER])  # type: ignore[arg-type]
+    assert goals.goals(found).splitlines()[-1].endswith(f"| {met} |")
+
+
+@pytest.mark.parametrize(("trained", "met"), [(0.982, "yes"), (0.981, "**no**"), (None, "**no**")])
+def test_training_is_held_to_half_a_point(trained: float | None, met: str) -> None:
+    found = Results(training=[replace(TAUGHT, trained=trained)])
+    assert goals.goals(found).splitlines()[-1].endswith(f"| {met} |")
+
+
+def test_a_report_gives_all_its_certificates() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    x = torch.randn(64, 16)
+    result = graphprune.optimize(model, x[:1], calibration=[x], macs=0.5, precision="int8", measure=False)
+    found = pruned.proofs(result.report)
+    assert {pruned.MASK, pruned.RUNTIME, pruned.ORIGINAL} <= {p.kind for p in found}
+    assert Pruned("net", 0, proofs=found).proved
+
+
+def test_one_that_is_pruned_after_quantizing_is_refused() -> None:
+    assert "prune-channels" in pruned.refusal(cases.accuracy_case("crepe-tiny"))
+
+
+def test_the_benchmarks_training_is_prepare_loop_convert(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_batch(module: nn.Module, recipe: Recipe) -> None:
+        optimizer = torch.optim.Adam(module.parameters(), lr=recipe.rate)
+        module(torch.randn(8, 12)).square().sum().backward()
+        optimizer.step()
+
+    monkeypatch.setattr(qat, "fit", one_batch)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
+    case = cases.Case("net", lambda: model, lambda n: [(torch.randn(1, 12),) for _ in range(n)])
+    graph = qat.trained(case, 3)
+    integers = graph.tensors["0.weight.integers"]
+    assert int(integers.abs().max()) <= 3
 
 
 def test_a_share_is_not_rounded_to_all() -> None:

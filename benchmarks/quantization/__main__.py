@@ -14,6 +14,7 @@ import argparse
 import logging
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -120,14 +121,14 @@ def main() -> None:
         started = time.perf_counter()
         for seed in seeds if name in cases.TRAINED else (0,):
             results.pruned.append(pruned.compare(cases.accuracy_case(name, seed)))
-            print(results.pruned[-1], flush=True)
+            print(_shown(results.pruned[-1]), flush=True)
         save("pruned", name, started)
     for name in taught:
         started = time.perf_counter()
         for seed in seeds if given.seeds else seeds[:1]:
             for bits in qat.BITS[name]:
                 results.training.append(qat.compare(cases.accuracy_case(name, seed), bits))
-                print(results.training[-1], flush=True)
+                print(_shown(results.training[-1]), flush=True)
         save("training", name, started)
     told = (speed_summary, accuracy_summary, pruned_summary, training_summary)
     print(*(summary(results) for summary in told), given.output / f"{stem}.md", sep="\n\n")
@@ -154,6 +155,12 @@ def _line(row: speed.Row) -> str:
 def _told(score: accuracy.Score) -> str:
     figures = ", ".join(f"{key} {value:.2%}" for key, value in score.metrics.items()) or score.failure
     return f"{score.network} {score.seed}, {score.tool} {score.variant}: {figures}, {score.seconds:.0f} s"
+
+
+def _shown(row: pruned.Pruned | qat.Trained) -> str:
+    known = asdict(row).items()
+    figures = (f"{k} {v:.4g}" for k, v in known if isinstance(v, int | float) and k != "seed")
+    return f"{row.network} {row.seed}: {row.failure or ', '.join(figures)}"
 
 
 if __name__ == "__main__":
