@@ -32,6 +32,7 @@ _INT8 = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", 
 _CONV_WEIGHT = {"Conv": 1, "FusedConv": 1, "NhwcFusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
 _MATRIX = {"Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger",
            "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits"}  # fmt: skip
+_FLOAT_ONLY = ("ConvTranspose",)
 _PRODUCTS = {*_CONV_WEIGHT, *_MATRIX, "ConvTranspose"}
 _BETWEEN = {"Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "Sigmoid", "LeakyRelu"}
 
@@ -117,7 +118,7 @@ def _row(
     reason = _placed(ran.get("provider", ""), target)
     unfused = "" if reason else around.unfused(node)
     macs = _macs(node, ran, outputs[0][1], weights) if outputs else 0
-    fell_back = bool(unfused) and node.op_type != "QuantizeLinear"
+    fell_back = bool(unfused) and node.op_type not in ("QuantizeLinear", *_FLOAT_ONLY)
     return AuditRow(name, domain + node.op_type, precision, macs, reason or unfused, fell_back)
 
 
@@ -137,6 +138,8 @@ class _Around:
         fed = [self.makers.get(name) == "DequantizeLinear" for name in node.input if name]
         read = [kind for name in node.output for kind in self.readers[name]]
         if node.op_type in _PRODUCTS and len(fed) > 1 and all(fed[:2]):
+            if node.op_type in _FLOAT_ONLY:
+                return f"in float: ONNX Runtime has no integer {node.op_type}; its weight is stored as int8"
             return "in float: ONNX Runtime did not fuse the DequantizeLinear before it"
         if node.op_type in _BETWEEN and fed and all(fed) and read and set(read) == {"QuantizeLinear"}:
             return "in float: ONNX Runtime did not fuse the quantizers around it"
@@ -163,9 +166,8 @@ def _macs(
     if node.op_type in _CONV_WEIGHT:
         weight = weights.get(node.input[_CONV_WEIGHT[node.op_type]], ())
         return math.prod(output) * math.prod(weight[1:]) if weight else 0
-    if node.op_type == "ConvTranspose" and inputs:
-        weight = weights.get(node.input[1], ())
-        return math.prod(inputs[0]) * math.prod(weight[1:]) if weight else 0
+    if node.op_type == "ConvTranspose" and len(inputs) > 1:
+        return math.prod(inputs[0]) * math.prod(inputs[1][1:])
     if node.op_type in _MATRIX and inputs and inputs[0]:
         inner = -2 if _attribute(node, "transA", 0) and len(inputs[0]) > 1 else -1
         return math.prod(output) * inputs[0][inner]

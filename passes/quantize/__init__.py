@@ -53,7 +53,8 @@ class Quantize(Pass):
         rounding: of weights: ``nearest``, ``gptq``, ``adaround``, or ``auto``: ``gptq`` below 8 bits, and at
             8 ``adaround`` for outputs that sum over few numbers, as depthwise convolutions do: there one
             rounding weighs most.
-        embeddings: keep the tables of embeddings as integers, too.
+        embeddings: keep the tables of embeddings, and weights of operators without an integer kernel, as
+            integers, too.
         attention: write attention out, so that its products run in integers, too.
         ignored: operators, modules or parameters that stay in float, by name or glob.
         only: operators, modules or parameters that alone are quantized, by name or glob.

@@ -40,7 +40,7 @@ class Staged:
         calibration: what they were taken from.
         observer, options: what took the ranges.
         notes: what was odd on the way.
-        unstored: embeddings whose tables stay in float.
+        unstored: embeddings and transposed convolutions whose weights stay in float.
     """
 
     graph: Graph
@@ -64,7 +64,8 @@ class Staged:
         inputs = read(ready, calibration, limit)  # type: ignore[arg-type]
         ranges, odd = calibrate(found, inputs.calls, observer, options) if found.runs else ({}, ())
         said = [*inputs.notes, *notes, *odd]
-        unstored = frozenset(n.name for n in ready.fx.nodes if kind(n) == "embedding" and skipped(n))
+        unpacked = ("embedding", "transposed-convolution")
+        unstored = frozenset(n.name for n in ready.fx.nodes if kind(n) in unpacked and skipped(n))
         return Staged(ready, scheme, found, ranges, inputs, observer, options, said, unstored)
 
     def quantized(

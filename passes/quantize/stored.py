@@ -1,8 +1,9 @@
-"""Tables that are looked up in or added: integers with a scale for each row.
+"""What is kept as integers and computed with in float: tables that are looked up in or added, and the like.
 
 Half of a small language model's file is its vocabulary. ``table[ids] * scale[ids]`` reads as few bytes as
-there are tokens, on every runtime. Positions that are added are unpacked as a whole. A table that is the
-output layer's weight, too, stays one constant.
+there are tokens, on every runtime. Positions that are added are unpacked as a whole, and so are weights of
+transposed convolutions, for which no runtime here has an integer kernel. A table that is the output layer's
+weight, too, stays one constant.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import fx
 
 from graphprune.graph import Graph
 from graphprune.integers import INT8
+from graphprune.kinds import kind
 from graphprune.notes import Note
 from graphprune.operands import argument
 from graphprune.quantization.parameters import of_weight, to_integers
@@ -29,7 +31,7 @@ def store(graph: Graph, ignored: frozenset[str] = frozenset()) -> list[Note]:
     Args:
         graph: after quantizers were put in; a linear that reads a table has left its integers under
             ``NAME.integers``.
-        ignored: names of embeddings that stay in float.
+        ignored: names of operators whose tables and weights stay in float.
     """
     notes = []
     for node in list(graph.find(aten.embedding.default)):
@@ -53,36 +55,50 @@ def store(graph: Graph, ignored: frozenset[str] = frozenset()) -> list[Note]:
         node.replace_all_uses_with(value)
         graph.fx.erase_node(node)
         notes.append(Note("changed", name, "looked up as int8, one scale a row"))
-    notes += _added(graph)
+    notes += _unpacked(graph, ignored)
     graph.sweep()
     graph.propagate()
     return notes
 
 
-def _added(graph: Graph) -> list[Note]:
-    """Tables that sums in float read, and nothing else does."""
+def _unpacked(graph: Graph, ignored: frozenset[str]) -> list[Note]:
+    """Tables that sums in float read, and weights of transposed convolutions, if nothing else reads them."""
     notes = []
     for name, table in list(graph.tensors.items()):
-        if table.dtype != torch.float32 or table.dim() < 2 or table.numel() < LEAST:
-            continue
         readers = graph.readers(name)
-        if not readers or any(reader.target is not aten.add.Tensor for reader in readers):
+        if table.dtype != torch.float32 or table.dim() < 2 or table.numel() < LEAST or not readers:
             continue
-        rows = table.dim() - 2
-        how = of_weight(table, INT8, rows)
+        if any(reader.name in ignored for reader in readers):
+            continue
+        if all(reader.target is aten.add.Tensor for reader in readers):
+            axis, what = table.dim() - 2, "row"
+        elif all(_multiplies(reader, name) for reader in readers):
+            axis, what = 1, "output channel of a group"
+        else:
+            continue
+        how = of_weight(table, INT8, axis)
         first = graph.fx.find_nodes(op="get_attr", target=name)[0]
         integers = graph.add_tensor(
             f"{name}.integers", to_integers(table, how), before=first, trainable=False
         )
         scale = graph.add_tensor(f"{name}.scale", how.scale, before=first, trainable=False)
         with graph.fx.inserting_before(first):
-            args = (integers, scale, None, rows, *INT8.range, torch.int8)
+            args = (integers, scale, None, axis, *INT8.range, torch.int8)
             back = graph.fx.call_function(qd.dequantize_per_channel.default, args)
         for reader in readers:
             for node in graph.fx.find_nodes(op="get_attr", target=name):
                 reader.replace_input_with(node, back)
-        notes.append(Note("changed", name, "kept as int8, one scale a row"))
+        said = f"kept as int8, one scale for each {what}; computed with in float"
+        notes.append(Note("changed", name, said))
     return notes
+
+
+def _multiplies(node: fx.Node, name: str) -> bool:
+    """Whether it is a transposed convolution with this weight."""
+    if kind(node) != "transposed-convolution":
+        return False
+    weight = argument(node, "weight")
+    return isinstance(weight, fx.Node) and weight.target == name
 
 
 def _column(graph: Graph, scales: fx.Node) -> fx.Node:

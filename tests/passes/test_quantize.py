@@ -196,6 +196,25 @@ def test_positions_that_are_added_are_kept_as_integers() -> None:
     assert set(audit(done).macs) == {"int8"}
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolutions_keep_their_weights_as_integers(groups: int) -> None:
+    torch.manual_seed(13)
+    up = nn.ConvTranspose2d(32, 16, 4, stride=2, padding=1, groups=groups)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), up, nn.ReLU(), nn.Conv2d(16, 2, 1))
+    graph = lossless(model, torch.randn(1, 3, 8, 8))
+    done = run("quantize", graph, images(1, 3, 8, 8))
+    integers, scale = (done.graph.tensors[f"2.weight.{part}"] for part in ("integers", "scale"))
+    assert "2.weight" not in done.graph.tensors
+    assert scale.shape == (16 // groups,)
+    steps = (integers.float() * scale[:, None, None] - up.weight.detach()).abs() / scale[:, None, None]
+    assert float(steps.max()) <= 0.5001
+    assert any("computed with in float" in note.message for note in done.notes)
+    assert noise(done.graph, graph, torch.randn(1, 3, 8, 8)) < 0.05
+    assert audit(done.graph).counts["ConvTranspose"] == 1
+    kept = run("quantize", graph, images(1, 3, 8, 8), ignored=("2",)).graph
+    assert kept.tensors["2.weight"].dtype == torch.float32
+
+
 def test_only_and_ignored() -> None:
     graph = lossless(Residual(), torch.randn(1, 3, 16, 16))
     data = images(1, 3, 16, 16)
