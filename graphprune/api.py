@@ -202,7 +202,7 @@ def optimize(
         _in_integers(audit, allow_float)
         exact = all(step.exact for step in passes)
         certificates.update(_end_to_end(final.graph, deployment, graph, calls, references, exact))
-        timing = _latency(original, deployment, measure, threads, rounds, say)
+        timing = _latency(original, deployment, final.graph.floating, measure, threads, rounds, say)
     report = Report(
         model=original.name,
         target=goal,
@@ -225,6 +225,7 @@ def optimize(
             *deployment.notes,
             *_runner_notes(deployment),
             *_vacuous(references),
+            *_slower_in_integers(timing),
             *_switched_off(verify),
         ),
     )
@@ -301,12 +302,13 @@ def _end_to_end(
 def _latency(
     original: Original,
     deployment: Deployment,
+    floating: Graph | None,
     wanted: bool,
     threads: int | None,
     rounds: int,
     say: Callable[[str], None],
 ) -> Latency:
-    """The original in eager mode and the artifact, called in turn."""
+    """The original in eager mode, the artifact and, if that has integers, its graph in float, in turn."""
     reason = unmeasurable(deployment) if wanted else "not measured: measure=False"
     runner = deployment.runner
     if reason or runner is None:
@@ -314,14 +316,25 @@ def _latency(
     say("measure latency")
     args, kwargs = original.example
     flat = original.graph.signature.flatten(args, kwargs)
+    contestants = {"original": lambda: original.model(*args, **kwargs), "artifact": lambda: runner(*flat)}
+    if floating is not None:
+        float_runner = deployment.reopened(floating, threads)
+        contestants["unrounded"] = lambda: float_runner(*flat)
     with undisturbed(original.model):
-        timings = interleaved(
-            {"original": lambda: original.model(*args, **kwargs), "artifact": lambda: runner(*flat)},
-            rounds=rounds,
-            threads=threads,
-        )
-    eager, artifact = timings["original"], timings["artifact"]
-    return Latency(eager, artifact, ratio(eager, artifact), threads, _host())
+        timings = interleaved(contestants, rounds=rounds, threads=threads)
+    eager, artifact, unrounded = timings["original"], timings["artifact"], timings.get("unrounded")
+    gain = None if unrounded is None else ratio(unrounded, artifact)
+    return Latency(eager, artifact, ratio(eager, artifact), unrounded, gain, threads, _host())
+
+
+def _slower_in_integers(timing: Latency) -> tuple[str, ...]:
+    """Integers that cost time instead of saving it."""
+    if timing.gain is None or timing.gain.high >= 1:
+        return ()
+    return (
+        f"on this host the artifact takes {1 / timing.gain.median:.2f} times as long as the same network in "
+        "float: leave precision out, or keep operators that do not pay in float with quantize{ignored=…}",
+    )
 
 
 def _host() -> str:

@@ -43,6 +43,11 @@ class Deployment:
     certificates: Mapping[str, Certificate] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def reopened(self, graph: Graph, threads: int | None) -> Runner:
+        """Another graph, lowered and opened the same way, to be measured beside this one."""
+        lowered = self.backend.lower(graph, self.target)
+        return self.backend.open(lowered.files, lowered.inputs, lowered.outputs, self.target, threads)
+
     def audit(self) -> Audit:
         """What the runtime executes.
 

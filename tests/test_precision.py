@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 import graphprune
-from graphprune.api import _in_integers
+from graphprune.api import _in_integers, _slower_in_integers
 from graphprune.backend import Audit, AuditRow
 from graphprune.errors import BackendError, InputError, PassError, VerificationError
 from graphprune.lowering import deploy
 from graphprune.pipeline import Context
+from graphprune.measure import Ratio
 from graphprune.precision import suffix
 from graphprune.registry import backends, passes
+from graphprune.report.values import Latency
 from graphprune.rounding import allow_rounding
 from graphprune.verify import compare
 from tests.passes.quantizing import CPU, Residual, images, lossless, run
@@ -108,6 +110,36 @@ def test_every_precision_makes_the_file_smaller(precision: str) -> None:
     small = graphprune.optimize(model, data[0], calibration=data, precision=precision, measure=False)
     assert sum(small.report.files.values()) < 0.4 * sum(plain.report.files.values())
     assert suffix(precision).split(",")[-1].partition("{")[0] in small.report.pipeline
+
+
+def test_integers_are_timed_beside_float() -> None:
+    result = optimized(precision="int8", measure=True, rounds=3)
+    timing = result.report.latency
+    assert timing.gain is not None
+    assert timing.unrounded is not None
+    assert "times as fast as in float" in str(result.report)
+    assert "samples" not in result.report.latency.to_json()["unrounded"]
+    assert optimized(measure=True, rounds=3).report.latency.gain is None
+
+
+def test_integers_that_cost_time_are_named() -> None:
+    faster, noise, slower = Ratio(1.4, 1.2, 1.6), Ratio(0.95, 0.8, 1.1), Ratio(0.5, 0.4, 0.6)
+    assert not _slower_in_integers(Latency())
+    assert not any(_slower_in_integers(Latency(gain=gain)) for gain in (faster, noise))
+    (line,) = _slower_in_integers(Latency(gain=slower))
+    assert "2.00 times as long" in line
+
+
+def test_a_transposed_convolution_is_not_what_was_asked_in_integers() -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(32, 16, 4), nn.ReLU())
+    result = graphprune.optimize(
+        model.eval(), DATA[0], calibration=DATA, dynamic_batch=True, precision="int8", measure=False
+    )
+    assert result.report.audit is not None
+    ((_, kind, precision, why),) = result.report.audit.fallbacks
+    assert (kind, precision) == ("ConvTranspose", "float32")
+    assert "no integer ConvTranspose" in why
 
 
 def test_what_falls_back_to_float_is_an_error() -> None:

@@ -131,7 +131,7 @@ def test_the_page_is_self_contained_and_escaped(report: Report) -> None:
 def test_latency_with_numbers(report: Report) -> None:
     eager, artifact = Timing(2.0, 1.9, 2.2, 20, 2, (2.0,) * 20), Timing(1.0, 0.9, 1.1, 20, 2, (1.0,) * 20)
     measured = replace(
-        report, latency=Latency(eager, artifact, Ratio(2.0, 1.9, 2.1), 2, "x86_64 with 2 cores")
+        report, latency=Latency(eager, artifact, Ratio(2.0, 1.9, 2.1), threads=2, host="x86_64 with 2 cores")
     )
     text = str(measured)
     assert "1.000 ms" in text

@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from ..backend import TensorSpec
 from ..cost import Cost
 from ..measure import Timing
+from ..notes import Ranking
 from ..verify import Certificate
 from .values import AuditSummary, Report
+
+RANKED = 20  # places of a ranking where not all are shown
 
 
 @dataclass(frozen=True)
 class Section:
     """One table. ``numeric`` are the indices of right-aligned columns; ``tone`` marks rows by index.
 
-    A tone is ``"warning"`` or ``"error"``: what must not be overlooked.
+    A tone is ``"warning"`` or ``"error"``: what must not be overlooked. ``bars`` are lengths, 0 to 1, one
+    for each row, drawn behind the last column; the caption says what they mean.
     """
 
     title: str
@@ -28,6 +32,7 @@ class Section:
     numeric: frozenset[int] = frozenset()
     tones: tuple[tuple[int, str], ...] = ()
     caption: str = ""
+    bars: tuple[float, ...] = ()
 
     def tone(self, row: int) -> str:
         """The tone of a row, or nothing."""
@@ -35,7 +40,7 @@ class Section:
 
 
 def sections(report: Report, *, full: bool = False) -> Iterator[Section]:
-    """The tables of a report; ``full`` lists every place of a note instead of the first three."""
+    """The tables of a report; ``full`` lists every place of a note and of a ranking, not only the first."""
     yield _overview(report)
     yield _cost("cost", "captured", report.original, "optimised", report.final)
     if report.passes:
@@ -43,6 +48,8 @@ def sections(report: Report, *, full: bool = False) -> Iterator[Section]:
     notes = _notes(report, full)
     if notes.rows:
         yield notes
+    for record in report.passes:
+        yield from (_ranking(pass_name(record.text), ranking, full) for ranking in record.rankings)
     if report.certificates:
         yield _certificates(report)
     if report.audit is not None:
@@ -113,11 +120,27 @@ def _notes(report: Report, full: bool) -> Section:
         groups.setdefault(("", "info", note), [])
     for record in report.passes:
         for entry in record.notes:
-            name = record.text.partition("{")[0]
-            groups.setdefault((name, entry.kind, entry.message), []).append(entry.where)
+            key = (pass_name(record.text), entry.kind, entry.message)
+            groups.setdefault(key, []).append(entry.where)
     rows = tuple((*key, places(where, full)) for key, where in groups.items())
     tones = tuple((i, "warning") for i, row in enumerate(rows) if row[1] == "refused")
     return Section("notes", ("pass", "kind", "note", "where"), rows, frozenset(), tones)
+
+
+def _ranking(name: str, ranking: Ranking, full: bool) -> Section:
+    """A row and a bar for every place; without ``full`` the first ones and all that were chosen."""
+    shown = [(p, r) for p, r in enumerate(ranking.rows, 1) if full or p <= RANKED or r.chosen]
+    missing = len(ranking.rows) - len(shown)
+    more = f"{missing} more are in the report's JSON and HTML" if missing else ""
+    return Section(
+        f"{name}: {ranking.title}",
+        ("place", "name", ranking.unit, ""),
+        tuple((str(place), row.name, f"{row.value:.1f}", row.remark) for place, row in shown),
+        frozenset({0, 2}),
+        tuple((i, "warning") for i, (_, row) in enumerate(shown) if row.chosen),
+        "; ".join(filter(None, (ranking.caption, more))),
+        tuple(row.share for _, row in shown),
+    )
 
 
 def _certificates(report: Report) -> Section:
@@ -158,10 +181,14 @@ def _latency(report: Report) -> Section:
         reason = latency.reason or "not measured"
         return Section("latency", ("",), ((reason,),), frozenset(), ((0, "warning"),))
     timings = {f"artifact, {report.backend}": (latency.artifact, f"{latency.speedup or ''}")}
+    if latency.unrounded is not None:
+        timings[f"the same in float, {report.backend}"] = (latency.unrounded, "")
     if latency.original is not None:
         timings = {"original, eager": (latency.original, ""), **timings}
     threads = "default threads" if latency.threads is None else f"threads: {latency.threads}"
     caption = f"called in turn in one process, {threads}{', on ' + latency.host if latency.host else ''}"
+    if latency.gain is not None:
+        caption = f"{caption}; {latency.gain} times as fast as in float"
     return timing_section(timings, caption)
 
 
@@ -225,6 +252,11 @@ def change(before: float, after: float) -> str:
 def arrow(before: str, after: str) -> str:
     """``before -> after``, or the one value where both read the same."""
     return after if before == after else f"{before} -> {after}"
+
+
+def pass_name(text: str) -> str:
+    """The name of a pass in its textual form, without options."""
+    return text.partition("{")[0]
 
 
 def places(where: Sequence[str], full: bool) -> str:

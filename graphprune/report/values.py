@@ -23,6 +23,8 @@ class Latency:
     Attributes:
         original, artifact: ms a call at the example inputs; ``None`` where nothing was measured.
         speedup: how many times faster the artifact is, round by round.
+        unrounded: the artifact's graph without its integers, on the same backend; ``None`` for a float one.
+        gain: how many times faster the artifact is than that.
         threads: what both were asked to use; ``None`` is each runtime's own default.
         host: what it was measured on.
         reason: why there is no number, else empty.
@@ -31,6 +33,8 @@ class Latency:
     original: Timing | None = None
     artifact: Timing | None = None
     speedup: Ratio | None = None
+    unrounded: Timing | None = None
+    gain: Ratio | None = None
     threads: int | None = None
     host: str = ""
     reason: str = ""
@@ -38,7 +42,7 @@ class Latency:
     def to_json(self) -> dict[str, Any]:
         """Plain values; the samples of every round stay out."""
         values = asdict(self)
-        for timing in (values["original"], values["artifact"]):
+        for timing in (values["original"], values["artifact"], values["unrounded"]):
             if timing is not None:
                 del timing["samples"]
         return values
@@ -185,6 +189,7 @@ def _pass_json(record: PassRecord) -> dict[str, Any]:
         "certificate": None if record.certificate is None else record.certificate.to_json(),
         "mask_certificate": None if record.mask is None else record.mask.to_json(),
         "notes": [asdict(note) for note in record.notes],
+        "rankings": [asdict(ranking) for ranking in record.rankings],
     }
 
 
