@@ -16,7 +16,8 @@ import torch
 
 from .cost import Cost, cost
 from .graph import Graph
-from .pipeline import Note, Pass, PassResult
+from .notes import Note, Ranking
+from .pipeline import Pass, PassResult
 from .verify import Certificate, mask_equivalence, pass_equivalence, require, settle_in_float64
 
 
@@ -35,6 +36,7 @@ class PassRecord:
     seconds: float
     certificate: Certificate | None
     mask: Certificate | None = None
+    rankings: tuple[Ranking, ...] = ()
 
 
 @dataclass
@@ -81,8 +83,11 @@ class Recorder:
         before = self.records[-1].after if self.records else cost(graph)
         after = cost(result.graph) if result.changed else before
         self.records.append(
-            PassRecord(str(step), result.changed, result.notes, before, after, seconds, certificate, mask)
-        )
+            PassRecord(
+                str(step), result.changed, result.notes, before, after, seconds, certificate, mask,
+                result.rankings,
+            )
+        )  # fmt: skip
         if mask is not None:
             require(mask, f"pass {step.name!r} removed something else than its plan")
         if certificate is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from .errors import GraphpruneError, PassError
 from .graph import Graph
-from .notes import Note
+from .notes import Note, Ranking
 from .target import Target, get
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class PassResult:
     """A pass's answer: the graph (the same object when nothing changed), and what is to be said of it.
 
     A pass that removed positions gives the ``plan`` and the graph right after it (``pruned``, before any
-    weight was changed), so that an instrument can prove the removal by masking.
+    weight was changed), so that an instrument can prove the removal by masking. A pass that chose among
+    candidates by measuring them gives all it measured as ``rankings``.
     """
 
     graph: Graph
@@ -42,6 +43,7 @@ class PassResult:
     notes: tuple[Note, ...] = ()
     plan: Plan | None = None
     pruned: Graph | None = None
+    rankings: tuple[Ranking, ...] = ()
 
 
 @dataclass(frozen=True)

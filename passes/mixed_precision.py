@@ -13,10 +13,13 @@ in integers again, and stays there if the bounds still hold.
 >>> done = MixedPrecision(sqnr=20.0).run(graph, Context(calibration=[torch.randn(1, 8) for _ in range(32)]))
 >>> done.notes[0].message.partition(";")[0]
 '0 of 2 operators stay in float'
+>>> len(done.rankings[0].rows), done.rankings[0].chosen
+(2, ())
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,7 +31,8 @@ from graphprune.errors import InputError, PassError
 from graphprune.graph import Graph
 from graphprune.integers import INT8
 from graphprune.kinds import kind
-from graphprune.pipeline import Context, Note, PassResult
+from graphprune.notes import Note, Ranking, RankingRow
+from graphprune.pipeline import Context, PassResult
 from graphprune.quantization.parameters import Parameters, of_weight, to_integers
 from graphprune.verify import compare
 
@@ -37,8 +41,6 @@ from .quantize.annotate import Annotation, weight_of
 from .quantize.insert import channel_axis
 from .quantize.sensitivity import Sensitivity, ranked
 from .quantize.staged import Staged, float_notes
-
-SHOWN = 20  # rows of the ranking among the notes
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class MixedPrecision(Quantize):
     most: float = 1.0
 
     def run(self, graph: Graph, context: Context) -> PassResult:
-        """A graph with quantizers where they are affordable; notes hold the ranking."""
+        """A graph with quantizers where they are affordable, and the ranking."""
         self._check(context)
         staged = self.staged(graph, context)
         weights = self.weights(staged, context.seed)
@@ -76,14 +78,16 @@ class MixedPrecision(Quantize):
                 f"{search.bound}, and at most {self.most:.0%} may; allow more, or a larger loss",
             )
         result, found, tables = search.made(chosen)
+        ranking = _ranking(rows, chosen, self.fallback)
+        stay = [Note("refused", name, f"costs too much, stays in {self.fallback}") for name in ranking.chosen]
         if not found.runs:
             why = f"nothing is in integers: {search.bound} allows none"
-            return PassResult(graph, False, (Note("refused", "", why), *_table(rows, chosen, self.fallback)))
+            return PassResult(graph, False, (Note("refused", "", why), *stay), rankings=(ranking,))
         said = Note(
             "info", "", f"{len(chosen)} of {len(rows)} operators stay in {self.fallback}; {search.said}"
         )
-        notes = (said, summary(found), *_table(rows, chosen, self.fallback), *staged.notes, *tables)
-        return PassResult(result, True, (*notes, *float_notes(staged.found)))
+        notes = (said, summary(found), *stay, *staged.notes, *tables, *float_notes(staged.found))
+        return PassResult(result, True, notes, rankings=(ranking,))
 
     def _check(self, context: Context) -> None:
         if (self.max_drop is None) == (self.sqnr is None):
@@ -100,19 +104,31 @@ class MixedPrecision(Quantize):
             raise InputError(f"most is a share of the operators, 0 to 1, got {self.most}")
 
 
-def _table(rows: Sequence[Sensitivity], chosen: set[fx.Node], fallback: str) -> list[Note]:
-    """The ranking as notes, the most harmful first."""
-    shown = [row for place, row in enumerate(rows) if place < SHOWN or row.node in chosen]
-    notes = []
-    for row in shown:
-        what = f"alone in integers: {row.sqnr:.1f} dB; {kind(row.node)}"
-        stays = row.node in chosen
-        notes.append(
-            Note("refused" if stays else "info", row.node.name, f"{what}{f', stays in {fallback}' * stays}")
-        )
-    if len(rows) > len(shown):
-        notes.append(Note("info", "", f"{len(rows) - len(shown)} less harmful operators are not listed"))
-    return notes
+def _ranking(rows: Sequence[Sensitivity], chosen: set[fx.Node], fallback: str) -> Ranking:
+    """Every operator, the most harmful first."""
+    worst = rows[0].sqnr if rows else math.inf
+    return Ranking(
+        "operators, each alone in integers",
+        "SQNR, dB",
+        tuple(
+            RankingRow(
+                row.node.name,
+                row.sqnr,
+                _share(row.sqnr, worst),
+                f"{kind(row.node)}{f', stays in {fallback}' * (row.node in chosen)}",
+                row.node in chosen,
+            )
+            for row in rows
+        ),
+        "a bar is as long as the error of the network's outputs (root mean square) next to the largest one",
+    )
+
+
+def _share(sqnr: float, worst: float) -> float:
+    """The error of one operator over that of the most harmful one; both may be infinite, in dB."""
+    if sqnr == math.inf:
+        return 0.0
+    return 1.0 if sqnr == worst else float(10 ** ((worst - sqnr) / 20))
 
 
 class _Search:

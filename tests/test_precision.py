@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from graphprune.api import _in_integers, _slower_in_integers
 from graphprune.backend import Audit, AuditRow
 from graphprune.errors import BackendError, InputError, PassError, VerificationError
 from graphprune.lowering import deploy
-from graphprune.pipeline import Context
 from graphprune.measure import Ratio
+from graphprune.pipeline import Context
 from graphprune.precision import suffix
 from graphprune.registry import backends, passes
 from graphprune.report.values import Latency
@@ -70,7 +71,7 @@ def test_pruned_and_then_quantized_keeps_both_certificates() -> None:
     assert result.report.audit.integers == 1.0
 
 
-def test_a_bound_on_the_score() -> None:
+def test_a_bound_on_the_score(tmp_path: Path) -> None:
     x = torch.cat(DATA)
     torch.manual_seed(0)
     wanted = Residual(channels=32).eval()(x).detach()
@@ -82,6 +83,16 @@ def test_a_bound_on_the_score() -> None:
     result = optimized(max_drop=0.5, evaluate=evaluate)
     assert any(record.text.startswith("mixed-precision{") for record in result.report.passes)
     assert evaluate(result) >= 0.5
+    (ranking,) = result.report.passes[-1].rankings
+    page, text = result.report.html, str(result.report)
+    assert page.count('<div style="width: ') == len(ranking.rows)
+    assert '<div style="width: 100.0%"></div>' in page
+    assert all(f"{row.value:.1f}" in page and row.name in text for row in ranking.rows)
+    result.save(tmp_path / "built")
+    manifest = json.loads((tmp_path / "built" / "manifest.json").read_text())
+    saved = manifest["metrics"]["passes"][-1]["rankings"]
+    assert [row["name"] for row in saved[0]["rows"]] == [row.name for row in ranking.rows]
+    assert page == (tmp_path / "built" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ import pytest
 
 from graphprune.backend import Audit, AuditRow, TensorSpec
 from graphprune.cost import Cost
+from graphprune.errors import InputError
 from graphprune.instruments import PassRecord
 from graphprune.measure import Ratio, Timing
-from graphprune.pipeline import Note
+from graphprune.notes import Note, Ranking, RankingRow
 from graphprune.report import AuditSummary, Latency, Report
-from graphprune.report.sections import change, count_text, places, sections, size_text
+from graphprune.report.sections import RANKED, change, count_text, places, sections, size_text
+from graphprune.report.text import BAR_WIDTH, bar
 from graphprune.target import Target
 from graphprune.verify import Certificate
 
@@ -157,6 +159,86 @@ def test_a_change_that_was_not_verified_is_marked(report: Report) -> None:
     section = next(s for s in sections(unproved) if s.title == "passes")
     assert section.rows[0][5] == "not verified"
     assert section.tone(0) == "warning"
+
+
+def with_ranking(report: Report, *rows: RankingRow) -> Report:
+    ranking = Ranking("operators, each alone", "SQNR, dB", rows, "a bar is an <error>")
+    return replace(report, passes=(replace(report.passes[0], rankings=(ranking,)), *report.passes[1:]))
+
+
+ROWS = (
+    RankingRow("conv<1>", 12.345, 1.0, "stays in float", chosen=True),
+    RankingRow("[bold]conv[/]", 18.4, 0.5),
+    RankingRow("head", math.inf, 0.0),
+)
+
+
+def test_a_ranking_on_the_page_has_bars_of_its_shares(report: Report) -> None:
+    page = with_ranking(report, *ROWS).html
+    table = page.partition("operators, each alone")[2].partition("</table>")[0]
+    assert re.findall(r'style="width: ([\d.]+)%"', table) == ["100.0", "50.0", "0.0"]
+    assert table.count("<tr") == 1 + len(ROWS)
+    first = table.partition("<tbody>")[2].partition("</tr>")[0]
+    assert 'class="warning"' in first
+    assert "conv&lt;1&gt;" in first
+    assert table.count('class="warning"') == 1
+    assert "a bar is an &lt;error&gt;" in page
+    assert "<div style" not in report.html
+
+
+def test_a_ranking_in_text_has_bars_of_its_shares(report: Report) -> None:
+    text = str(with_ranking(report, *ROWS))
+    assert text.isascii()
+    lines = {line.split()[1]: line for line in text.splitlines() if re.match(r" *[123]  ", line)}
+    assert "12.3" in lines["conv<1>"]
+    assert "inf" in lines["head"]
+    assert [lines[row.name].count("#") for row in ROWS] == [BAR_WIDTH, BAR_WIDTH // 2, 0]
+    assert "a bar is an <error>" in text
+
+
+def test_bars_are_blocks_on_a_terminal_that_can_show_them(
+    report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    with_ranking(report, *ROWS).print(terminal)
+    text = terminal.getvalue()
+    assert bar(1.0, blocks=True) == "█" * BAR_WIDTH in text
+    assert text.count("█") == BAR_WIDTH + BAR_WIDTH // 2
+    assert "#" not in text
+
+
+def test_text_shortens_a_ranking_but_no_row_that_was_chosen(report: Report) -> None:
+    rows = [RankingRow(f"op{i}", float(i), 1 / (i + 1)) for i in range(RANKED + 10)]
+    rows[-1] = replace(rows[-1], chosen=True)
+    long = with_ranking(report, *rows)
+    short, full = (
+        next(s for s in sections(long, full=full) if "each alone" in s.title) for full in (False, True)
+    )
+    assert [row[1] for row in short.rows] == [*(f"op{i}" for i in range(RANKED)), rows[-1].name]
+    assert short.rows[-1][0] == str(len(rows))
+    assert short.tone(RANKED) == "warning"
+    assert "9 more" in short.caption
+    assert len(short.bars) == len(short.rows)
+    assert [row[1] for row in full.rows] == [row.name for row in rows]
+    assert "more" not in full.caption
+
+
+def test_a_ranking_in_json(report: Report) -> None:
+    values = json.loads(with_ranking(report, *ROWS).json)["passes"]
+    (ranking,) = values[0]["rankings"]
+    assert ranking["unit"] == "SQNR, dB"
+    assert [row["value"] for row in ranking["rows"]] == [12.345, 18.4, None]
+    assert ranking["rows"][0]["chosen"] is True
+    assert values[1]["rankings"] == []
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_bar_longer_than_the_longest(share: float) -> None:
+    with pytest.raises(InputError, match="share of 'conv' is the length of a bar"):
+        RankingRow("conv", 1.0, share)
 
 
 def test_words_for_numbers() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from graphprune.passes.mixed_precision import _share
 from graphprune.passes.quantize.sensitivity import ranked
 from torch import Tensor, nn
 
@@ -45,7 +48,11 @@ def planted() -> graphprune.Graph:
 
 
 def left_out(done: graphprune.PassResult) -> list[str]:
-    return [note.where for note in done.notes if "stays in float" in note.message and "alone" in note.message]
+    """What the ranking marks; the notes must name the same."""
+    noted = [note.where for note in done.notes if note.message == "costs too much, stays in float"]
+    (ranking,) = done.rankings
+    assert list(ranking.chosen) == noted
+    return noted
 
 
 def sqnr(graph: graphprune.Graph, original: graphprune.Graph) -> float:
@@ -78,6 +85,27 @@ def test_a_ranking_agrees_with_quantizing_each_operator_alone() -> None:
         assert sqnr(alone.graph, graph) == pytest.approx(row.sqnr, abs=0.5)
 
 
+def test_the_ranking_holds_every_operator_in_order() -> None:
+    graph = planted()
+    (ranking,) = run("mixed-precision", graph, data(), sqnr=25.0).rankings
+    assert sorted(row.name for row in ranking.rows) == ["linear", *(f"linear_{i}" for i in range(1, 5))]
+    values = [row.value for row in ranking.rows]
+    assert values == sorted(values)
+    first, second = ranking.rows[:2]
+    assert (first.share, first.chosen, first.remark) == (1.0, True, "linear, stays in float")
+    assert (second.chosen, second.remark) == (False, "linear")
+    assert 20 * math.log10(first.share / second.share) == pytest.approx(second.value - first.value)
+    shares = [row.share for row in ranking.rows]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_bars_are_errors_next_to_the_largest() -> None:
+    assert _share(30.0, 10.0) == pytest.approx(0.1)
+    assert _share(10.0, 10.0) == 1.0
+    assert _share(math.inf, 10.0) == _share(math.inf, math.inf) == _share(10.0, -math.inf) == 0.0
+    assert _share(-math.inf, -math.inf) == 1.0
+
+
 def test_a_score_is_held() -> None:
     graph = planted()
     wanted = torch.cat([graph.run(x)[0] for x in data()])
@@ -106,6 +134,7 @@ def test_a_bound_that_only_float_meets_leaves_everything_in_float() -> None:
     done = run("mixed-precision", graph, data(), sqnr=500.0)
     assert not done.changed
     assert "nothing is in integers" in done.notes[0].message
+    assert len(left_out(done)) == len(done.rankings[0].rows) == 5
 
 
 def test_more_than_may_stay_is_an_error() -> None:
@@ -122,6 +151,9 @@ def test_four_bits_fall_back_to_eight() -> None:
         int(t.abs().max()) for name, t in done.graph.tensors.items() if name.endswith("weight.integers")
     ]
     assert sorted({width > 7 for width in widths}) == [False, True]
+    marked = [row.remark for row in done.rankings[0].rows if row.chosen]
+    assert marked
+    assert set(marked) == {"linear, stays in int8"}
     assert sqnr(done.graph, graph) >= four + 3
 
 
