@@ -184,6 +184,7 @@ def test_a_ranking_on_the_page_has_bars_of_its_shares(report: Report) -> None:
     assert table.count('class="warning"') == 1
     assert "a bar is an &lt;error&gt;" in page
     assert "<div style" not in report.html
+    assert "operators, each alone" not in with_ranking(report).html
 
 
 def test_a_ranking_in_text_has_bars_of_its_shares(report: Report) -> None:

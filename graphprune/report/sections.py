@@ -49,7 +49,7 @@ def sections(report: Report, *, full: bool = False) -> Iterator[Section]:
     if notes.rows:
         yield notes
     for record in report.passes:
-        yield from (_ranking(pass_name(record.text), ranking, full) for ranking in record.rankings)
+        yield from (_ranking(pass_name(record.text), r, full) for r in record.rankings if r.rows)
     if report.certificates:
         yield _certificates(report)
     if report.audit is not None:
