@@ -1,4 +1,4 @@
-"""A directory that is either the old one or the new one, whenever the power goes.
+"""A directory, or a file, that is either the old one or the new one, whenever the power goes.
 
 Files are written into a hidden sibling and flushed to disk, then the two directories change places in one
 step (``renameat2`` with ``RENAME_EXCHANGE``, Linux). Where the system has no such call, the old directory is
@@ -58,6 +58,30 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
         raise
     # The exchange left the old directory under the partial name. It is no longer anybody's.
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Make the file ``path`` hold exactly ``content``, its parents included.
+
+    Raises:
+        OSError: it could not be written; what was there is as it was and nothing else is left.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(content)  # a device or a pipe, which cannot be replaced
+        return
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _sibling(path, "partial")
+    try:
+        with open(partial, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _flush(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def standing(directory: Path) -> Path:

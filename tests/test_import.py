@@ -39,7 +39,9 @@ LAYERS = {
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "artifact"),
     "measure": ("measure", "bracket", "latency"),
-    "front": ("report", "result", "precision", "pruning", "api", "input_text", "sources", "recipe", "cli"),
+    "front": ("report", "result", "precision", "pruning", "api", "input_text", "sources", "recipe",
+        "gates", "cli",
+    ),
 }  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}
 

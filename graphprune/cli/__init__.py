@@ -1,4 +1,4 @@
-"""The command line: ``graphprune optimize | inspect | passes | bench``. One file a command.
+"""The command line: ``graphprune optimize | inspect | passes | bench | check``. One file a command.
 
 Results go to standard output, progress and errors to standard error; ``--json`` leaves nothing but JSON on
 standard output. Every deliberate error is one line and an exit code of its own (see ``docs/cli.md``).
@@ -14,6 +14,7 @@ import typer
 
 from .. import __version__
 from .bench import bench
+from .check import CHECK_CODES, check
 from .console import EXIT_CODES, guarded
 from .inspect import inspect
 from .optimize import optimize
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for command in (optimize, inspect, passes, bench):
     app.command(epilog=EXIT_CODES)(guarded(command))
+app.command(epilog=CHECK_CODES)(guarded(check))
 
 
 @app.callback(invoke_without_command=True)
