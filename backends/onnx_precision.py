@@ -36,7 +36,7 @@ def computable(graph: Graph, target: Target) -> tuple[Graph, tuple[str, ...]]:
     if target.arch == "cuda" or not any(_is_low(n.meta.get("val")) for n in graph.nodes):
         return graph, ()
     note = (
-        "bfloat16 has no CPU kernels in ONNX Runtime: weights, inputs and outputs stay bfloat16, "
+        "CPUs have hardly a bfloat16 kernel: weights, inputs and outputs stay bfloat16, "
         "operators compute in float32 between"
     )
     return _widened(graph), (note,)

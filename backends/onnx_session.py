@@ -17,6 +17,7 @@ from graphprune.backend import TensorSpec
 from graphprune.errors import BackendError, InputError
 from graphprune.target import Target
 
+from .flat_inputs import check
 from .onnx_files import DATA_FILE, MODEL_FILE
 
 # Only errors: the runtime's warnings concern its own choices, and would reach the caller's terminal.
@@ -102,7 +103,6 @@ class OnnxRunner:
         self.notes = tuple(f"{p} is not available here; {self.providers[0]} runs instead" for p in absent)
         self._names = [o.name for o in outputs if isinstance(o, TensorSpec)]
         self._check_signature()
-        self._dtypes = [getattr(torch, spec.dtype) for spec in inputs]
         self._by_value = any(
             spec.dtype == "bfloat16" for spec in (*inputs, *outputs) if isinstance(spec, TensorSpec)
         )
@@ -130,17 +130,7 @@ class OnnxRunner:
 
     def check(self, inputs: Sequence[torch.Tensor]) -> None:
         """Raise an InputError that names the input which does not fit, and how."""
-        if len(inputs) != len(self.inputs):
-            wanted = ", ".join(spec.name for spec in self.inputs)
-            raise InputError(f"expected {len(self.inputs)} inputs ({wanted}), got {len(inputs)}")
-        sizes: dict[str, tuple[int, str]] = {}
-        for spec, dtype, value in zip(self.inputs, self._dtypes, inputs, strict=True):
-            if not isinstance(value, torch.Tensor):
-                raise InputError(f"input {spec.name!r} must be a tensor, got {type(value).__name__}")
-            if value.dtype != dtype:
-                got = str(value.dtype).removeprefix("torch.")
-                raise InputError(f"input {spec.name!r} must be {spec.dtype}, got {got}; convert it")
-            _check_shape(spec, tuple(value.shape), sizes)
+        check(self.inputs, inputs)
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
         # Between two runs caches hold the network: every call of torch that is saved here saves microseconds.
@@ -170,29 +160,3 @@ def _result(value: Any, spec: TensorSpec, device: torch.device) -> Any:
     if tensor.dtype is dtype and device.type == "cpu":
         return tensor
     return tensor.to(device=device, dtype=dtype)
-
-
-def _check_shape(spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> None:
-    """One input's shape; ``sizes`` remembers what symbolic sizes stood for, and in which input."""
-    same_rank = len(shape) == len(spec.shape)
-    wrong = [i for i, (want, got) in enumerate(zip(spec.shape, shape, strict=False))
-             if isinstance(want, int) and want != got]  # fmt: skip
-    if not same_rank or wrong:
-        advice = "; build with dynamic_batch=True for other batch sizes" if same_rank and wrong == [0] else ""
-        raise InputError(
-            f"input {spec.name!r} must have shape {_text(spec.shape)}, got {_text(shape)}{advice}"
-        )
-    for want, got in zip(spec.shape, shape, strict=True):
-        if isinstance(want, int):
-            continue
-        if got == 0:
-            raise InputError(
-                f"input {spec.name!r} is empty (shape {_text(shape)}); {want} must be at least 1"
-            )
-        first, where = sizes.setdefault(want, (got, spec.name))
-        if first != got:
-            raise InputError(f"input {spec.name!r} has {want} = {got}, but input {where!r} has {first}")
-
-
-def _text(shape: Sequence[int | str]) -> str:
-    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"

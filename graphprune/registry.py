@@ -96,5 +96,8 @@ passes = Registry(
 backends = Registry(
     "backend",
     "graphprune.backends",
-    {"onnxruntime": "graphprune.backends.onnxruntime:OnnxRuntime"},
+    {
+        "onnxruntime": "graphprune.backends.onnxruntime:OnnxRuntime",
+        "openvino": "graphprune.backends.openvino:OpenVino",
+    },
 )

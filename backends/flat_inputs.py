@@ -1,0 +1,61 @@
+"""Flat inputs against their specification: what does not fit is an error that names the input and how.
+
+Every backend checks before its runtime sees a tensor, so that a mistake reads the same with all of them.
+
+>>> import torch
+>>> from graphprune.backend import TensorSpec
+>>> check((TensorSpec("x", ("batch", 3), "float32"),), (torch.zeros(2, 4),))
+Traceback (most recent call last):
+    ...
+graphprune.errors.InputError: input 'x' must have shape (batch, 3), got (2, 4)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from graphprune.backend import TensorSpec
+from graphprune.errors import InputError
+
+
+def check(specs: Sequence[TensorSpec], inputs: Sequence[torch.Tensor]) -> None:
+    """Raise an InputError that names the input which does not fit, and how."""
+    if len(inputs) != len(specs):
+        wanted = ", ".join(spec.name for spec in specs)
+        raise InputError(f"expected {len(specs)} inputs ({wanted}), got {len(inputs)}")
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec, value in zip(specs, inputs, strict=True):
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"input {spec.name!r} must be a tensor, got {type(value).__name__}")
+        if value.dtype is not getattr(torch, spec.dtype):
+            got = str(value.dtype).removeprefix("torch.")
+            raise InputError(f"input {spec.name!r} must be {spec.dtype}, got {got}; convert it")
+        _check_shape(spec, tuple(value.shape), sizes)
+
+
+def _check_shape(spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> None:
+    """One input's shape; ``sizes`` remembers what symbolic sizes stood for, and in which input."""
+    same_rank = len(shape) == len(spec.shape)
+    wrong = [i for i, (want, got) in enumerate(zip(spec.shape, shape, strict=False))
+             if isinstance(want, int) and want != got]  # fmt: skip
+    if not same_rank or wrong:
+        advice = "; build with dynamic_batch=True for other batch sizes" if same_rank and wrong == [0] else ""
+        raise InputError(
+            f"input {spec.name!r} must have shape {_text(spec.shape)}, got {_text(shape)}{advice}"
+        )
+    for want, got in zip(spec.shape, shape, strict=True):
+        if isinstance(want, int):
+            continue
+        if got == 0:
+            raise InputError(
+                f"input {spec.name!r} is empty (shape {_text(shape)}); {want} must be at least 1"
+            )
+        first, where = sizes.setdefault(want, (got, spec.name))
+        if first != got:
+            raise InputError(f"input {spec.name!r} has {want} = {got}, but input {where!r} has {first}")
+
+
+def _text(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"

@@ -1,0 +1,389 @@
+"""OpenVINO: the original model, run eagerly, is the oracle; the audit is held to counts by hand."""
+
+from __future__ import annotations
+
+import builtins
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import graphprune
+from graphprune.errors import BackendError, InputError, MissingExtraError
+from graphprune.registry import backends
+from graphprune.target import Target, get, host_arch
+from tests.zoo import get as network
+
+from .conftest import Opened, same
+
+openvino = pytest.importorskip("openvino")
+
+BACKEND = backends.load("openvino")()
+
+
+@pytest.fixture
+def opened():
+    def make(model: nn.Module, *args: Any, dynamic: bool = False, threads: int | None = 1, **kwargs: Any):
+        model = model.eval()
+        graph = graphprune.trace(model, args, kwargs, dynamic_batch=dynamic)
+        lowered = BACKEND.lower(graph, get("cpu"))
+        runner = BACKEND.open(lowered.files, lowered.inputs, lowered.outputs, get("cpu"), threads)
+        return Opened(model, graph, lowered, runner)
+
+    return make
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(1)
+    body = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, groups=4), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(12, 5),
+    )  # fmt: skip
+    nn.init.normal_(body[1].running_mean)
+    nn.init.uniform_(body[1].running_var, 0.5, 2)
+    return body.eval()
+
+
+# By hand: outputs times what each sums over, for one image of 16 by 16.
+MACS = 8 * 16 * 16 * 27 + 12 * 6 * 6 * 2 * 9 + 12 * 5
+
+
+class Everything(nn.Module):
+    """Outputs of every kind, from two inputs of different dtypes called like a parameter and an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.weight = nn.Parameter(torch.randn(4))
+        self.register_buffer("table", torch.randn(3))
+
+    def forward(self, weight: torch.Tensor, output: torch.Tensor) -> dict[str, Any]:
+        y = self.linear(weight) * self.weight
+        return {"weight": y, "input": weight, "table": self.table, "pair": (y, output + 1),
+                "size": weight.shape[0], "flag": True, "nothing": None}  # fmt: skip
+
+
+def test_a_symbolic_batch_stays_symbolic(opened):
+    made = opened(convolutional(), torch.randn(1, 3, 16, 16), dynamic=True)
+    assert sorted(made.lowered.files) == ["model.bin", "model.xml"]
+    assert made.lowered.inputs[0].shape == ("batch", 3, 16, 16)
+    for size in (1, 7, 2):
+        made.matches(torch.randn(size, 3, 16, 16))
+
+
+@pytest.mark.parametrize("name", ["transformer_layer", "multihead_attention", "lstm", "conv3d", "unet"])
+def test_blocks_answer_as_the_original(opened, name):
+    chosen = network(name)
+    made = opened(chosen.build(), *chosen.inputs(), **chosen.kwargs())
+    made.matches(*chosen.inputs(), **chosen.kwargs(), relative=1e-4)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_outputs_of_every_kind(opened, dynamic):
+    made = opened(Everything(), torch.randn(2, 4), torch.tensor([True, False]), dynamic=dynamic)
+    made.matches(torch.randn(2, 4), torch.tensor([False, True]))
+    if dynamic:
+        made.matches(torch.randn(5, 4), torch.ones(5, dtype=torch.bool))
+
+
+def test_an_output_that_is_an_input_is_a_copy(opened):
+    class Through(nn.Module):
+        def forward(self, x):
+            return x, x + 1
+
+    made = opened(Through(), torch.zeros(2))
+    x = torch.ones(2)
+    copy, more = made(x)
+    x.fill_(7)
+    made(x)
+    assert copy.tolist() == [1, 1]
+    assert more.tolist() == [2, 2]
+
+
+def test_integer_inputs_and_scalars(opened):
+    class Pick(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(11, 4)
+
+        def forward(self, ids, scale, small):
+            y = self.embed(ids) * scale
+            return y, y.argmax(-1), ids * 3, small + 1
+
+    args = torch.randint(0, 11, (2, 6)), torch.tensor(2.0), torch.randint(0, 9, (3,), dtype=torch.int32)
+    made = opened(Pick(), *args)
+    made.matches(*args)
+    assert any("int64 in int32" in note for note in made.lowered.notes)
+    with pytest.raises(InputError, match="'ids' has values beyond int32"):
+        made.runner(args[0] + 2**40, *args[1:])
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float16, 5e-3), (torch.bfloat16, 3e-2)])
+def test_half_precision_at_the_edges(opened, dtype, relative):
+    model = nn.Sequential(nn.Linear(60, 40), nn.LayerNorm(40), nn.Tanh(), nn.Linear(40, 3)).to(dtype)
+    made = opened(model, torch.randn(2, 60).to(dtype), dynamic=True)
+    made.matches(torch.randn(5, 60).to(dtype), relative=relative)
+    assert "float32" in " ".join(made.lowered.notes)
+
+
+def test_float64_is_refused(opened):
+    with pytest.raises(BackendError, match=r"is float64, which OpenVINO computes in float32.*onnxruntime"):
+        opened(nn.Linear(3, 2).double(), torch.randn(1, 3).double())
+
+
+def test_any_layout_and_gradient_state_will_do(opened):
+    made = opened(nn.Linear(3, 2), torch.randn(4, 3))
+    x = torch.randn(3, 4).t().requires_grad_()
+    same(made(x).detach(), made.model(x).detach(), 1e-5)
+    assert not made(x).requires_grad
+    with pytest.raises(InputError, match="'input' must have shape"):
+        made.runner(torch.randn(4, 5))
+    with pytest.raises(InputError, match="'input' must be float32, got float64"):
+        made.runner(x.double())
+
+
+def test_threads(opened):
+    import openvino.properties as properties
+
+    for count in (1, 2):
+        made = opened(nn.Linear(3, 2), torch.randn(1, 3), threads=count)
+        assert made.runner.threads == count
+        assert made.runner.compiled.get_property(properties.inference_num_threads()) == count
+    with pytest.raises(InputError, match="at least 1"):
+        opened(nn.Linear(3, 2), torch.randn(1, 3), threads=0)
+
+
+def test_floats_are_computed_in_float32(opened):
+    import openvino.properties.hint as hint
+
+    compiled = opened(nn.Linear(3, 2), torch.randn(1, 3)).runner.compiled
+    assert compiled.get_property(hint.inference_precision()) == openvino.Type.f32
+    assert compiled.get_property(hint.dynamic_quantization_group_size()) == 0
+
+
+def test_calls_from_several_threads_do_not_mix(opened):
+    made = opened(convolutional(), torch.randn(1, 3, 16, 16))
+    given = [torch.randn(1, 3, 16, 16) for _ in range(8)]
+    found: dict[int, torch.Tensor] = {}
+
+    def work(index: int) -> None:
+        for _ in range(5):
+            found[index] = made(given[index])
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    with torch.no_grad():
+        for index, x in enumerate(given):
+            same(found[index], made.model(x), 1e-5)
+
+
+def test_equal_graphs_give_equal_bytes(opened):
+    model = convolutional()
+    first, second = (opened(model, torch.zeros(1, 3, 16, 16), dynamic=True).lowered.files for _ in range(2))
+    assert first == second
+    assert b"site-packages" not in first["model.xml"]
+
+
+def test_audit_counts_by_hand(opened):
+    made = opened(convolutional(), torch.randn(1, 3, 16, 16), dynamic=True)
+    audit = BACKEND.audit(made.lowered, get("cpu"))
+    assert audit.macs == {"float32": MACS}
+    assert audit.notes == ()
+    assert audit.counts["Convolution"] == 2
+    assert not any(row.fell_back or row.reason for row in audit.rows)
+    recurrent = opened(nn.LSTM(6, 5, batch_first=True), torch.randn(2, 7, 6))
+    assert BACKEND.audit(recurrent.lowered, get("cpu")).macs == {"float32": 2 * 7 * 4 * 5 * (6 + 5)}
+
+    class Product(nn.Module):
+        def forward(self, a, b):
+            return a.transpose(-1, -2) @ b
+
+    made = opened(Product(), torch.randn(2, 4, 3), torch.randn(2, 4, 5))
+    assert BACKEND.audit(made.lowered, get("cpu")).macs == {"float32": 2 * 3 * 4 * 5}
+
+
+def test_int8_runs_in_integers():
+    batches = [torch.randn(8, 3, 16, 16) for _ in range(2)]
+    result = graphprune.optimize(
+        convolutional(), (batches[0][:2],), precision="int8", calibration=batches, backend="openvino",
+        dynamic_batch=True, measure=False, threads=1,
+    )  # fmt: skip
+    audit = result.deployment.audit()
+    assert audit.macs == {"int8": MACS}
+    assert not any(row.fell_back for row in audit.rows)
+    assert result.report.audit.integers == 1.0
+
+
+class Attention(nn.Module):
+    """One product of two activations, which OpenVINO takes into a fused float operator with its softmax."""
+
+    def forward(self, q, k, v):
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def test_what_falls_back_to_float_is_named():
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(16, 32, batch_first=True)
+            self.head = nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0])
+
+    torch.manual_seed(0)
+    model, x = Recurrent().eval(), torch.randn(2, 5, 16)
+    options = {"precision": "int8-dynamic", "backend": "openvino", "measure": False, "threads": 1}
+    with pytest.raises(BackendError, match=r"computes in float: .*RNNSeq.*allow_float=True"):
+        graphprune.optimize(model, (x,), **options)
+    result = graphprune.optimize(model, (x,), allow_float=True, **options)
+    fallen = {row.operator for row in result.deployment.audit().rows if row.fell_back}
+    assert fallen == {"RNNSeq", "FullyConnected"}
+    assert set(result.deployment.audit().macs) == {"float32"}
+
+
+def test_int8_of_a_transformer_is_judged_product_by_product():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+    batches = [torch.randn(4, 9, 32) for _ in range(3)]
+    result = graphprune.optimize(
+        model, (batches[0],), precision="int8", calibration=batches, backend="openvino", dynamic_batch=True,
+        measure=False, threads=1, allow_float=True,
+    )  # fmt: skip
+    audit = result.deployment.audit()
+    linears = 9 * 32 * (3 * 32 + 32 + 64 + 64)
+    attention = 2 * 4 * 9 * 9 * 8
+    assert sum(audit.macs.values()) == linears + attention
+    assert audit.macs["int8"] >= linears
+    in_float = [row for row in audit.rows if row.macs and row.precision == "float32"]
+    assert all(row.fell_back and "dequantizes" in row.reason for row in in_float)
+    assert audit.notes == ()
+
+
+@pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
+def test_packed_weights_stay_packed(precision):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64)).eval()
+    result = graphprune.optimize(
+        model, (torch.randn(2, 64),), precision=precision, backend="openvino", measure=False, threads=1
+    )
+    bits = precision.partition("-")[0]
+    assert result.deployment.audit().macs == {f"{bits} weights": 2 * 2 * 64 * 96}
+    assert any("rounds the inputs" in note for note in result.report.notes) == (bits == "int8")
+
+
+SCRIPT = """
+import sys, torch, graphprune
+artifact = graphprune.load(sys.argv[1], threads=1)
+x, wanted = torch.load(sys.argv[2])
+assert torch.allclose(artifact(x), wanted, atol=1e-5), (artifact(x) - wanted).abs().max()
+print(artifact.manifest["backend"], "onnxruntime" in sys.modules, "onnx" in sys.modules)
+"""
+
+
+def test_an_artifact_opens_in_a_fresh_process(tmp_path):
+    model, x = convolutional(), torch.randn(3, 3, 16, 16)
+    result = graphprune.optimize(
+        model, (x,), backend="openvino", dynamic_batch=True, measure=False, threads=1
+    )
+    result.save(tmp_path / "build")
+    assert {"model.xml", "model.bin", "manifest.json"} <= {p.name for p in (tmp_path / "build").iterdir()}
+    with torch.no_grad():
+        torch.save((x, model(x)), tmp_path / "call.pt")
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "build"), str(tmp_path / "call.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout.split() == ["openvino", "False", "False"], done.stderr
+    assert "openvino" in result.deployment.lowered.versions
+    assert "onnxruntime" not in result.deployment.lowered.versions
+
+
+def test_without_the_package_the_extra_is_named(opened, tmp_path, monkeypatch):
+    made = opened(nn.Linear(3, 2), torch.randn(1, 3))
+    result = graphprune.optimize(nn.Linear(3, 2), torch.randn(1, 3), backend="openvino", measure=False)
+    result.save(tmp_path / "build")
+    honest = builtins.__import__
+
+    def missing(name: str, *rest: Any, **kwargs: Any) -> Any:
+        if name.partition(".")[0] == "openvino":
+            raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
+        return honest(name, *rest, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    says = r"'openvino', which is not installed: pip install 'graphprune\[openvino\]'"
+    with pytest.raises(MissingExtraError, match=says):
+        BACKEND.lower(made.graph, get("cpu"))
+    with pytest.raises(MissingExtraError, match=says):
+        BACKEND.open(made.lowered.files, made.lowered.inputs, made.lowered.outputs, get("cpu"))
+    with pytest.raises(MissingExtraError, match=says):
+        graphprune.optimize(nn.Linear(3, 2), torch.randn(1, 3), backend="openvino", measure=False)
+    with pytest.raises(BackendError, match=says):
+        graphprune.load(tmp_path / "build")
+
+
+def test_operators_without_translation_are_named():
+    from graphprune.backends.openvino_model import convert
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xyz"]
+    nodes = [
+        helper.make_node("Spin", ["x"], ["y"], domain="com.example"),
+        helper.make_node("StringNormalizer", ["y"], ["z"]),
+    ]
+    graph = helper.make_graph(nodes, "g", value[:1], value[2:])
+    domains = [helper.make_opsetid("", 20), helper.make_opsetid("com.example", 1)]
+    model = helper.make_model(graph, opset_imports=domains, ir_version=10)
+    with pytest.raises(BackendError, match="use backend='onnxruntime'") as caught:
+        convert({"model.onnx": model.SerializeToString()})
+    message = str(caught.value)
+    assert "com.example.Spin" in message
+    assert "StringNormalizer" in message
+    assert "\n" not in message
+    with pytest.raises(BackendError, match="does not read"):
+        convert({"model.onnx": b"nonsense"})
+
+
+def test_files_that_are_no_model(opened):
+    made = opened(nn.Linear(3, 2), torch.randn(1, 3))
+    with pytest.raises(BackendError, match=r"there is no model\.xml"):
+        BACKEND.open({}, (), (), get("cpu"))
+    with pytest.raises(BackendError, match="does not open") as caught:
+        BACKEND.open({"model.xml": b"nonsense", "model.bin": b""}, (), (), get("cpu"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BackendError, match="not the specification's"):
+        BACKEND.open(made.lowered.files, (), made.lowered.outputs, get("cpu"))
+
+
+def test_other_targets(opened):
+    with pytest.raises(BackendError, match="no CUDA device"):
+        BACKEND.lower(graphprune.trace(nn.Linear(3, 2), torch.randn(1, 3)), get("cuda"))
+    assert "no CUDA device" in BACKEND.unrunnable(get("cuda"))
+    other = get("arm" if host_arch() == "x86_64" else "x86")
+    assert BACKEND.unrunnable(other) is None
+    made = opened(nn.Linear(3, 2), torch.randn(1, 3))
+    assert other.arch in BACKEND.audit(made.lowered, other).notes[0]
+    assert other.arch in BACKEND.unrunnable(Target("bound", other.arch, portable=False))
+
+
+@pytest.mark.network
+def test_resnet18_in_float_and_in_integers():
+    chosen = network("tv_resnet18")
+    model, (x,) = chosen.build(), chosen.inputs()
+    options: dict[str, Any] = {"backend": "openvino", "measure": False, "threads": 1}
+    plain = graphprune.optimize(model, (x,), **options)
+    audit = plain.deployment.audit()
+    batches = [torch.randn_like(x) for _ in range(4)]
+    rounded = graphprune.optimize(model, (x,), precision="int8", calibration=batches, **options)
+    integers = rounded.deployment.audit()
+    assert audit.counts["Convolution"] == integers.counts["Convolution"] == 20
+    assert set(audit.macs) == {"float32"}
+    assert integers.macs == {"int8": audit.macs["float32"]}
+    weights = sum(p.numel() for p in model.parameters())
+    assert len(rounded.deployment.lowered.files["model.bin"]) < 1.1 * weights
