@@ -12,7 +12,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -112,16 +113,44 @@ def _in_integers(found: Annotation, user: fx.Node) -> bool:
 
 def _unclamped(found: Annotation, value: fx.Node, producer: fx.Node | None, how: Parameters) -> fx.Node:
     """What is quantized: the operator itself where saturation does what the activations behind it did."""
-    if producer is None or value not in found.settled:
+    if producer is None or value not in found.settled or not saturates(value, producer, how):
         return value
-    node = value
-    while node is not producer:
-        low, high = clamp_range(node)
-        slack = float(how.scale) * 1e-3
-        if (low is not None and how.low < low - slack) or (high is not None and how.high > high + slack):
-            return value
-        node = node.args[0]  # type: ignore[assignment]
     return producer
+
+
+def saturates(value: fx.Node, producer: fx.Node, how: Parameters) -> bool:
+    """Whether integers reach no further than the activations that ``value`` comes from ``producer`` by."""
+    slack = float(how.scale) * 1e-3
+    for low, high in _clamps(value, producer):
+        if (low is not None and how.low < low - slack) or (high is not None and how.high > high + slack):
+            return False
+    return True
+
+
+def saturating(found: Annotation, value: fx.Node, how: Parameters, before: Parameters) -> Parameters:
+    """A scale that has grown, back to where integers reach no further than the activation behind an operator.
+
+    A runtime runs the activation, and the operator with it, in float where they reach further. What they did
+    with the scale from before training stays as it was.
+    """
+    producer = next((node for node, end in found.ends.items() if end is value and end is not node), None)
+    if producer is None or not saturates(value, producer, before):
+        return how
+    scale, zero = float(how.scale), int(how.zero_point)
+    first, last = how.format.range
+    for low, high in _clamps(value, producer):
+        if high is not None and last > zero:
+            scale = min(scale, high / (last - zero))
+        if low is not None and first < zero:
+            scale = min(scale, low / (first - zero))
+    return replace(how, scale=torch.full_like(how.scale, scale))
+
+
+def _clamps(value: fx.Node, producer: fx.Node) -> Iterator[tuple[float | None, float | None]]:
+    """Bounds of the activations between an operator and the value that it is quantized behind."""
+    while value is not producer:
+        yield clamp_range(value)
+        value = value.args[0]  # type: ignore[assignment]
 
 
 def constant_operands(found: Annotation, node: fx.Node) -> None:

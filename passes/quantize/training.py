@@ -42,7 +42,7 @@ from graphprune.target import Target, get
 
 from . import Quantize, summary
 from .annotate import Annotation, weight_of
-from .insert import channel_axis, constant_operands, readers_of
+from .insert import channel_axis, constant_operands, readers_of, saturating
 from .staged import Staged, float_notes
 from .weights import searched
 
@@ -121,6 +121,8 @@ def convert(aware: QuantizationAware, module: torch.nn.Module | None = None, *, 
     for chief, own in zip(found.values.values(), staged.found.values.values(), strict=True):
         scale = state[f"{chief.name}_scale"].abs().clamp_min(TINY).float()
         ranges[chief] = Parameters(scale, staged.ranges[own].zero_point, form)
+    for (end, chief), own in zip(found.values.items(), staged.found.values.values(), strict=True):
+        ranges[chief] = saturating(found, end, ranges[chief], staged.ranges[own])
     weights = {}
     for node in found.runs:
         weight = weight_of(node)

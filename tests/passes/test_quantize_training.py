@@ -107,6 +107,24 @@ def test_what_was_prepared_is_not_changed_by_training_or_conversion() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights, strict=True))
 
 
+def test_ranges_that_grow_in_training_do_not_bring_activations_back() -> None:
+    """A ReLU6 that integers reach beyond would stay behind its convolution, and both would run in float."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 4, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(20)
+    graph, data = lossless(model, torch.randn(1, 3, 16, 16)), images(1, 3, 16, 16)
+    aware = prepare(graph, calibration=data)
+    with torch.no_grad():
+        for name, scale in aware.module.named_parameters():
+            if name.endswith("_scale") and "weight" not in name:
+                scale.mul_(1.5)
+    converted = convert(aware)
+    assert set(audit(converted).macs) == {"int8"}
+    assert not [n for n in converted.nodes if n.name.startswith(("relu6", "hardtanh"))]
+    assert noise(converted, graph, data[0]) < 0.05
+
+
 def test_copies_and_wrapped_modules_convert() -> None:
     model, x, y = toy()
     aware = prepare(model, (x[:2],), calibration=[x], bits=4)
