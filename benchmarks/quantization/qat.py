@@ -20,7 +20,7 @@ from benchmarks.quantization.speed import job_of
 from graphprune.graph import Graph
 
 # Network → bits of its weights: where rounding alone costs something, and one where it costs little.
-BITS = {"resnet20": (4, 3), "mobilenetv2": (4,)}
+BITS = {"resnet20": (4, 3, 2), "mobilenetv2": (4, 3)}
 # Adam with the highest rate of fine-tuning, as scales are trained along.
 RECIPE = Recipe(epochs=4, rate=3e-4, optimizer="adamw", decay=0.0)
 
