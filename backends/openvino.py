@@ -1,7 +1,8 @@
 """OpenVINO: two files that Intel's runtime compiles for the CPU it finds, x86 or ARM (extra ``openvino``).
 
 The graph becomes ONNX (:mod:`~graphprune.backends.onnx_export`) and from there OpenVINO's own format
-(:mod:`~graphprune.backends.openvino_model`). :mod:`~graphprune.backends.openvino_session` runs it,
+(:mod:`~graphprune.backends.openvino_model`), without quantizers that only ONNX Runtime needs
+(:mod:`~graphprune.backends.openvino_quantizers`). :mod:`~graphprune.backends.openvino_session` runs it,
 :mod:`~graphprune.backends.openvino_audit` reads what the runtime made of it.
 
 >>> from graphprune.registry import backends
@@ -43,12 +44,13 @@ class OpenVino:
         """
         from graphprune.backends.onnx_export import export
         from graphprune.backends.openvino_model import convert, runtime
+        from graphprune.backends.openvino_quantizers import rounded_once
 
         runtime()
         if target.arch == "cuda":
             raise BackendError(f"OpenVINO has no CUDA device for target {target.name!r}; {_OTHER}")
         edges = _edges(graph)
-        exported = export(graph, target, self.name)
+        exported = export(rounded_once(graph), target, self.name)
         files, inner = convert(exported.files)
         versions = {k: v for k, v in exported.versions.items() if k != "onnxruntime"}
         return replace(

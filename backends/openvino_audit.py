@@ -36,7 +36,8 @@ _RECURRENT = {"LSTMSequence": 4, "GRUSequence": 3, "RNNSequence": 3}  # which in
 _PRODUCTS = {*_CONVOLUTIONS, *_TRANSPOSED, *_RECURRENT, "MatMul"}
 
 # What stands between a dequantizer and its reader without computing.
-_MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Convert"}
+_MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Convert", "Slice", "StridedSlice", "Gather",
+          "Broadcast", "MaxPool"}  # fmt: skip
 _GATHERS = {"Concat", "Split", "VariadicSplit"}
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
+from graphprune.backends.openvino_quantizers import rounded_once
 from torch import nn
 
 import graphprune
@@ -222,13 +224,6 @@ def test_int8_runs_in_integers():
     assert result.report.audit.integers == 1.0
 
 
-class Attention(nn.Module):
-    """One product of two activations, which OpenVINO takes into a fused float operator with its softmax."""
-
-    def forward(self, q, k, v):
-        return nn.functional.scaled_dot_product_attention(q, k, v)
-
-
 def test_what_falls_back_to_float_is_named():
     class Recurrent(nn.Module):
         def __init__(self) -> None:
@@ -266,6 +261,37 @@ def test_int8_of_a_transformer_is_judged_product_by_product():
     in_float = [row for row in audit.rows if row.macs and row.precision == "float32"]
     assert all(row.fell_back and "dequantizes" in row.reason for row in in_float)
     assert audit.notes == ()
+    assert not any(row.operator == "Convert" for row in audit.rows), "integers stay integers between products"
+
+
+def quantizers(graph: graphprune.Graph) -> int:
+    return sum("::quantize_per_tensor" in getattr(node.target, "_name", "") for node in graph.nodes)
+
+
+def test_what_is_rounded_already_is_not_rounded_again():
+    class Moves(nn.Module):
+        def __init__(self, second: float) -> None:
+            super().__init__()
+            self.second = second
+
+        def forward(self, x):
+            call = torch.ops.quantized_decomposed
+            for scale in (0.1, self.second):
+                integers = call.quantize_per_tensor.default(x, scale, 3, 0, 255, torch.uint8)
+                x = call.dequantize_per_tensor.default(integers, scale, 3, 0, 255, torch.uint8)
+                x = nn.functional.max_pool2d(x.transpose(-1, -2), 2)[:, 0]
+            return x
+
+    for second, left in ((0.1, 1), (0.23, 2)):
+        graph = graphprune.trace(Moves(second), (torch.randn(2, 3, 8, 8),))
+        given = torch.randn(2, 3, 8, 8)
+        once = rounded_once(graph)
+        assert quantizers(graph) == 2
+        assert quantizers(once) == left
+        assert torch.equal(once.run(given)[0], graph.run(given)[0])
+        lowered = BACKEND.lower(graph, get("cpu"))
+        runner = BACKEND.open(lowered.files, lowered.inputs, lowered.outputs, get("cpu"), 1)
+        same(runner(given)[0], graph.run(given)[0], 1e-6)
 
 
 @pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
