@@ -28,6 +28,7 @@ from graphprune.graph import Graph
 from graphprune.graph_text import operator_name
 from graphprune.target import Target
 
+from .exported import exported, first_line, tensor_outputs
 from .onnx_attention import four_dimensional
 from .onnx_dynamic import dynamic
 from .onnx_files import DATA_FILE, MODEL_FILE
@@ -57,13 +58,9 @@ def export(graph: Graph, target: Target, backend: str) -> Lowered:
         BackendError: the graph has no weights or no tensor output, or holds an operator that the exporter
             cannot translate; names the node.
     """
-    if graph.is_meta:
-        raise BackendError("the graph was captured on the meta device and has no weights; load them first")
+    kept = tensor_outputs(graph)
     computed, notes = computable(graph, target)
     flat: tuple[Any, ...] = tuple(graph.output.args[0])  # type: ignore[arg-type]
-    kept = [i for i, value in enumerate(flat) if isinstance(value, fx.Node)]
-    if not kept:
-        raise BackendError("no output of the graph is a tensor, so there is nothing to lower")
     # Attention has other strides where gradients are recorded; the exporter derives shapes in both modes.
     with _quiet(), torch.no_grad():
         program, unpacked = _program(computed, kept)
@@ -104,30 +101,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _program(graph: Graph, kept: Sequence[int]) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
-    """The graph with the outputs ``kept``, exported, symbolic sizes still symbolic; and notes on it."""
+    """The graph with the outputs ``kept``, exported, as the translation wants it; and notes on it."""
     graph = graph.copy()
-    flat = graph.output.args[0]
-    graph.output.args = (tuple(flat[i] for i in kept),)  # type: ignore[index]
     four_dimensional(graph)
     dynamic(graph)
     notes = packed(graph)
-    for node in graph.find(aten.view.default):
-        # A view of attention's result fits the strides of the kernel that was captured, and no others.
-        node.target = aten.reshape.default
-    examples, shapes = [], []
-    for node, example in zip(graph.placeholders, graph.examples, strict=True):
-        sizes = node.meta["val"].shape
-        wanted = [s if isinstance(s, int) else s.node.hint or 2 for s in sizes]
-        # Values do not matter here, sizes do: an example of one sample would fix the batch to one.
-        examples.append(example if list(example.shape) == wanted else example.new_zeros(wanted))
-        shapes.append({i: torch.export.Dim.DYNAMIC for i, s in enumerate(sizes) if not isinstance(s, int)})
-    module = graph.callable()
-    try:
-        open_sizes = tuple(shapes) if any(shapes) else None
-        return torch.export.export(module, tuple(examples), dynamic_shapes=open_sizes, strict=False), notes
-    except Exception as error:
-        fixed = "; a pass has fixed a size that should stay symbolic" if any(shapes) else ""
-        raise BackendError(f"the graph does not trace for lowering: {_first_line(error)}{fixed}") from error
+    return exported(graph, kept), notes
 
 
 def _translate(graph: Graph, program: torch.export.ExportedProgram) -> ir.Model:
@@ -151,7 +130,7 @@ def _untranslatable(graph: Graph, error: BaseException) -> str:
                 node = trace.tb_frame.f_locals.get("node", node)
             trace = trace.tb_next
         link = link.__cause__
-    reason = _first_line(cause).partition(" Failure message:")[0]
+    reason = first_line(cause).partition(" Failure message:")[0]
     advice = "write that part of the model with other operators, or use another backend"
     if not isinstance(node, fx.Node):
         return f"the graph does not translate to ONNX: {reason}; {advice}"
@@ -159,10 +138,6 @@ def _untranslatable(graph: Graph, error: BaseException) -> str:
     names = [node.name, *(source.name for source in node.meta.get("from_node", ()))]
     at = next((graph.where(own[name]) for name in reversed(names) if name in own), node.name)
     return f"{at} cannot become ONNX, {operator_name(node)!r} has no translation: {reason}; {advice}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _strip(model: ir.Model) -> None:

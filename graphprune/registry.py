@@ -97,6 +97,7 @@ backends = Registry(
     "backend",
     "graphprune.backends",
     {
+        "inductor": "graphprune.backends.inductor:Inductor",
         "onnxruntime": "graphprune.backends.onnxruntime:OnnxRuntime",
         "openvino": "graphprune.backends.openvino:OpenVino",
     },
