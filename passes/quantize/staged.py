@@ -18,12 +18,12 @@ from graphprune.kinds import kind
 from graphprune.notes import Note
 from graphprune.quantization.parameters import Parameters
 
-from .annotate import Annotation, annotate
+from .annotate import Annotation, annotate, weight_of
 from .calibrate import calibrate
 from .insert import insert
 from .prepare import attention_refusal, has_parts, written_out
 from .stored import store
-from .weights import rounded
+from .weights import WIDEST, rounded, width
 
 Skipped = Callable[[fx.Node], str]
 
@@ -115,7 +115,14 @@ class Staged:
     def rounded(
         self, found: Annotation, method: str, seed: int, widest: int | None = None
     ) -> dict[str, tuple[Tensor, Parameters]]:
-        """Integers of the weights by another method than the nearest."""
+        """Integers of the weights by another method than the nearest; a note on those too wide for it."""
+        if method != "nearest" and widest is None:
+            wide = [node for node in found.runs if weight_of(node) is not None and width(node) > WIDEST]
+            self.notes.extend(
+                Note("refused", node.name, f"rounded to the nearest: {method} of {width(node)} inputs wants "
+                     "a matrix of their products that does not fit in memory")
+                for node in wide
+            )  # fmt: skip
         return {} if method == "nearest" else rounded(found, self.calibration.calls, method, seed, widest)
 
 

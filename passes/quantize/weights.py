@@ -25,6 +25,8 @@ from .insert import channel_axis
 
 # Shares of the largest magnitude that a scale may cover, where it is searched.
 SHARES = tuple(1.0 - 0.02 * step for step in range(31))
+# Sums over more numbers than this have a Gram matrix of gigabytes; their weights are rounded to the nearest.
+WIDEST = 16384
 POSITIONS = 256  # places of an image, or tokens, that enter a Gram matrix for each sample
 
 
@@ -45,7 +47,7 @@ def rounded(
     readers: dict[str, list[fx.Node]] = {}
     for node in found.runs:
         weight = weight_of(node)
-        if weight is not None and (widest is None or _width(node) <= widest):
+        if weight is not None and width(node) <= min(WIDEST, widest or WIDEST):
             readers.setdefault(str(weight.target), []).append(node)
     last = {nodes[-1]: name for name, nodes in readers.items()}
     grams: dict[str, Tensor] = {}
@@ -73,7 +75,7 @@ def _name(node: fx.Node) -> str:
     return "" if weight is None else str(weight.target)
 
 
-def _width(node: fx.Node) -> int:
+def width(node: fx.Node) -> int:
     """How many numbers an output of a convolution or linear sums over."""
     weight = weight_of(node)
     assert weight is not None

@@ -215,6 +215,25 @@ def test_transposed_convolutions_keep_their_weights_as_integers(groups: int) -> 
     assert kept.tensors["2.weight"].dtype == torch.float32
 
 
+def test_weights_too_wide_to_round_together_are_rounded_to_the_nearest_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(14)
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 4))
+    graph, data = lossless(model, torch.zeros(1, 16)), images(1, 16)
+    for module in ("staged", "weights"):
+        monkeypatch.setattr(f"graphprune.passes.quantize.{module}.WIDEST", 16)
+    mixed = run("quantize", graph, data, bits=4)
+    nearest, gptq = (
+        run("quantize", graph, data, bits=4, rounding=r).graph.tensors for r in ("nearest", "gptq")
+    )
+    assert [n.where for n in mixed.notes if "does not fit in memory" in n.message] == ["linear_1"]
+    tensors = mixed.graph.tensors
+    assert torch.equal(tensors["2.weight.integers"], nearest["2.weight.integers"])
+    assert torch.equal(tensors["0.weight.integers"], gptq["0.weight.integers"])
+    assert not torch.equal(tensors["0.weight.integers"], nearest["0.weight.integers"])
+
+
 def test_only_and_ignored() -> None:
     graph = lossless(Residual(), torch.randn(1, 3, 16, 16))
     data = images(1, 3, 16, 16)
