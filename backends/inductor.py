@@ -27,6 +27,7 @@ from graphprune.backend import Audit, Lowered, TensorSpec
 from graphprune.errors import BackendError, InputError
 from graphprune.graph import Graph
 from graphprune.graph_text import operator_name
+from graphprune.operands import PRODUCTS
 from graphprune.target import Target, host_arch
 
 from . import flat_inputs
@@ -35,7 +36,7 @@ from .inductor_audit import OPERATORS_FILE, PACKAGE_FILE, asked, read
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 
-PRODUCTS = (aten.linear.default, aten.addmm.default, aten.matmul.default, aten.mm.default)
+_LINEAR = PRODUCTS | {aten.linear.default}
 
 # Kernels take as many threads as the caller has set, not as many as the compiling host had.
 OPTIONS = {"freezing": True, "cpp.dynamic_threads": True}
@@ -163,7 +164,7 @@ def _kept_apart(graph: Graph, node: torch.fx.Node) -> None:
     torch 2.13 fuses the sum into the integer kernel and then computes something else (20 % off on a residual
     stream); loops that negate and subtract are fused with what follows, and cost nothing.
     """
-    products = [s for s in node.args[:2] if isinstance(s, torch.fx.Node) and s.target in PRODUCTS]
+    products = [s for s in node.args[:2] if isinstance(s, torch.fx.Node) and s.target in _LINEAR]
     products = [s for s in products if any("dequantize" in str(i.target) for i in s.all_input_nodes)]
     if not products:
         return

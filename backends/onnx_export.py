@@ -36,8 +36,6 @@ from .onnx_integers import packed
 from .onnx_pooling import pool_globally
 from .onnx_precision import computable
 
-aten = torch.ops.aten
-
 OPSET = 20
 
 # A protobuf message ends at 2 GiB; the graph itself needs room beside the tensors.

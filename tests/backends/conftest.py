@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import graphprune
 from graphprune.backend import Lowered
@@ -56,13 +57,50 @@ def same(found: Any, wanted: Any, relative: float) -> None:
         assert found == wanted
 
 
+class Everything(nn.Module):
+    """Outputs of every kind: computed, an input, a buffer, twice the same, a size, a constant, ``None``.
+
+    Its inputs are called like a parameter and like an output.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.weight = nn.Parameter(torch.randn(4))
+        self.register_buffer("table", torch.randn(3))
+
+    def forward(self, weight: torch.Tensor, output: torch.Tensor) -> dict[str, Any]:
+        y = self.linear(weight) * self.weight
+        return {"weight": y, "input": weight, "table": self.table, "pair": (y, output + 1),
+                "size": weight.shape[0], "flag": True, "nothing": None}  # fmt: skip
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(1)
+    body = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, groups=4), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(12, 5),
+    )  # fmt: skip
+    for name, value in body.named_buffers():
+        if value.is_floating_point():
+            nn.init.uniform_(value, 0.5, 2) if name.endswith("var") else nn.init.normal_(value)
+    return body.eval()
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def opened() -> Callable[..., Opened]:
+def runtime() -> str:
+    """The backend that ``opened`` lowers with; a module of another one overrides it."""
+    return "onnxruntime"
+
+
+@pytest.fixture
+def opened(runtime: str) -> Callable[..., Opened]:
     """``opened(model, *args, dynamic=False, target="cpu", threads=None, **kwargs)``."""
 
     def make(
@@ -71,7 +109,7 @@ def opened() -> Callable[..., Opened]:
     ) -> Opened:  # fmt: skip
         model = model.eval()
         graph = graphprune.trace(model, args, kwargs, dynamic_batch=dynamic)
-        backend = backends.load("onnxruntime")()
+        backend = backends.load(runtime)()
         lowered = backend.lower(graph, get(target))
         runner = backend.open(lowered.files, lowered.inputs, lowered.outputs, get(target), threads)
         return Opened(model, graph, lowered, runner)

@@ -7,7 +7,6 @@ import logging
 import subprocess
 import sys
 import warnings
-from typing import Any
 
 import numpy as np
 import onnx
@@ -23,23 +22,7 @@ from graphprune.registry import backends
 from graphprune.target import get
 from tests.zoo import get as network
 
-
-class Everything(nn.Module):
-    """Outputs of every kind: computed, an input, a buffer, twice the same, a size, a constant, ``None``.
-
-    Its inputs are called like a parameter and like an output.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-        self.weight = nn.Parameter(torch.randn(4))
-        self.register_buffer("table", torch.randn(3))
-
-    def forward(self, weight: torch.Tensor, output: torch.Tensor) -> dict[str, Any]:
-        y = self.linear(weight) * self.weight
-        return {"weight": y, "input": weight, "table": self.table, "pair": (y, output + 1),
-                "size": weight.shape[0], "flag": True, "nothing": None}  # fmt: skip
+from .conftest import Everything
 
 
 class Conv(nn.Module):

@@ -18,7 +18,7 @@ from graphprune.registry import backends
 from graphprune.target import Target, get, host_arch
 from tests.zoo import get as network
 
-from .conftest import Opened, same
+from .conftest import Everything, convolutional, same
 
 openvino = pytest.importorskip("openvino")
 
@@ -26,43 +26,8 @@ BACKEND = backends.load("openvino")()
 
 
 @pytest.fixture
-def opened():
-    def make(model: nn.Module, *args: Any, dynamic: bool = False, threads: int | None = 1, **kwargs: Any):
-        model = model.eval()
-        graph = graphprune.trace(model, args, kwargs, dynamic_batch=dynamic)
-        lowered = BACKEND.lower(graph, get("cpu"))
-        runner = BACKEND.open(lowered.files, lowered.inputs, lowered.outputs, get("cpu"), threads)
-        return Opened(model, graph, lowered, runner)
-
-    return make
-
-
-def convolutional() -> nn.Module:
-    torch.manual_seed(1)
-    body = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 12, 3, groups=4), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(12, 5),
-    )  # fmt: skip
-    for name, value in body.named_buffers():
-        if value.is_floating_point():
-            nn.init.uniform_(value, 0.5, 2) if name.endswith("var") else nn.init.normal_(value)
-    return body.eval()
-
-
-class Everything(nn.Module):
-    """Outputs of every kind, from two inputs of different dtypes called like a parameter and an output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-        self.weight = nn.Parameter(torch.randn(4))
-        self.register_buffer("table", torch.randn(3))
-
-    def forward(self, weight: torch.Tensor, output: torch.Tensor) -> dict[str, Any]:
-        y = self.linear(weight) * self.weight
-        return {"weight": y, "input": weight, "table": self.table, "pair": (y, output + 1),
-                "size": weight.shape[0], "flag": True, "nothing": None}  # fmt: skip
+def runtime() -> str:
+    return "openvino"
 
 
 def test_a_symbolic_batch_stays_symbolic(opened):

@@ -17,24 +17,11 @@ from graphprune.registry import backends
 from graphprune.target import get
 from tests.zoo import get as network
 
-from .conftest import same
+from .conftest import convolutional, same
 
 pytest.importorskip("openvino")
 
 BACKEND = backends.load("openvino")()
-
-
-def convolutional() -> nn.Module:
-    torch.manual_seed(1)
-    body = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 12, 3, groups=4), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(12, 5),
-    )  # fmt: skip
-    for name, value in body.named_buffers():
-        if value.is_floating_point():
-            nn.init.uniform_(value, 0.5, 2) if name.endswith("var") else nn.init.normal_(value)
-    return body.eval()
 
 
 # By hand: outputs times what each sums over, for one image of 16 by 16.
