@@ -35,6 +35,10 @@ class Target:
         portable: whether this host can at least *run* the artifact for its answers when the
             architecture differs (an ONNX file can; machine code cannot).
         integers: what its runtime runs in integers, and how; ``None`` if nothing.
+        processor: LLVM's name of the processor that machine code is compiled for (``cortex-a76``); empty
+            for what every one of the architecture has. ``x86_64`` targets without one are compiled for
+            this host's.
+        features: what machine code may use beyond it, in LLVM's words (``+dotprod``).
     """
 
     name: str
@@ -45,6 +49,8 @@ class Target:
     linear_alignment: int = 4
     portable: bool = True
     integers: Scheme | None = ONNX_RUNTIME
+    processor: str = ""
+    features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.arch not in ("x86_64", "aarch64", "cuda"):
