@@ -98,7 +98,8 @@ def target_of(document: Mapping[str, Any]) -> Target:
     """The inverse of :func:`target_json`; integers are those of the known target of that name."""
     named = known().get(document["name"])
     integers = None if named is None else named.integers
-    return Target(**{**document, "providers": tuple(document["providers"]), "integers": integers})
+    lists = {key: tuple(document.get(key, ())) for key in ("providers", "features")}
+    return Target(**{**document, **lists, "integers": integers})
 
 
 def check(manifest: Mapping[str, Any]) -> None:
@@ -152,7 +153,11 @@ def _is_target(value: Any) -> bool:
         return False
     kinds = {"name": str, "arch": str, "backend": str, "channel_alignment": int, "linear_alignment": int,
              "portable": bool, "providers": list}  # fmt: skip
-    if set(value) != set(kinds) or any(type(value[key]) is not kind for key, kind in kinds.items()):
+    newer = {"processor": str, "features": list}  # an artifact of an older version has none
+    asked = {**kinds, **{key: kind for key, kind in newer.items() if key in value}}
+    if set(value) != set(asked) or any(type(value[key]) is not kind for key, kind in asked.items()):
+        return False
+    if not _strings(value.get("features", [])):
         return False
     try:
         target_of(value)
