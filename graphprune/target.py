@@ -5,10 +5,12 @@ in steps of 16 channels in fp32 and are 1.5 to 2 times slower off multiples of 4
 
 >>> get("arm").runs_here in (True, False)
 True
->>> get("x68")
+>>> get("x68")  # doctest: +ELLIPSIS
 Traceback (most recent call last):
     ...
-graphprune.errors.TargetError: unknown target 'x68'; known: arm, cpu, cuda, x86 (did you mean 'x86'?)
+graphprune.errors.TargetError: unknown target 'x68'; known: arm, ... (did you mean 'x86'?)
+>>> get("arm:cortex-a76").features
+('+dotprod', '+fullfp16')
 """
 
 from __future__ import annotations
@@ -19,6 +21,25 @@ from typing import Any
 
 from .errors import TargetError, suggestion
 from .integers import ONNX_RUNTIME, Scheme
+
+_DOT = ("+dotprod", "+fullfp16")
+_MATRIX = (*_DOT, "+i8mm", "+bf16")
+
+# What each processor has beyond ARMv8.0-A that the arithmetic of a network can use: products of int8 in
+# fours (dotprod) and as matrices (i8mm), arithmetic in half precision (fullfp16) and in bfloat16 (bf16).
+# LLVM's and GCC's tables of processors agree on every line.
+ARM_PROCESSORS: dict[str, tuple[str, ...]] = {
+    "cortex-a53": (),
+    "cortex-a55": _DOT,
+    "cortex-a72": (),
+    "cortex-a76": _DOT,
+    "cortex-a78": _DOT,
+    "cortex-x1": _DOT,
+    "neoverse-n1": _DOT,
+    "neoverse-v1": _MATRIX,
+    "neoverse-n2": _MATRIX,
+    "apple-m1": _DOT,
+}
 
 
 @dataclass(frozen=True)
@@ -92,11 +113,15 @@ def host_arch() -> str:
 
 
 def known() -> dict[str, Target]:
-    """The targets that have a name."""
+    """The targets that have a name; those of :data:`ARM_PROCESSORS` are called ``arm:PROCESSOR``."""
     return {
         "cpu": Target("cpu", host_arch()),
         "x86": Target("x86", "x86_64"),
         "arm": Target("arm", "aarch64"),
+        **{
+            f"arm:{processor}": Target(f"arm:{processor}", "aarch64", processor=processor, features=features)
+            for processor, features in ARM_PROCESSORS.items()
+        },
         "cuda": Target(
             "cuda",
             "cuda",
@@ -112,12 +137,18 @@ def get(target: str | Target) -> Target:
     """A target by name, or the one given.
 
     Raises:
-        TargetError: no target has that name; the message lists those there are.
+        TargetError: no target has that name; the message lists those there are and names the nearest.
     """
     if isinstance(target, Target):
         return target
     targets = known()
     if target not in targets:
-        hint = suggestion(str(target), targets)
-        raise TargetError(f"unknown target {target!r}; known: {', '.join(sorted(targets))}{hint}")
+        name = str(target)
+        hint = suggestion(name, targets)
+        if name.startswith("arm:"):
+            there = f"processors of arm: {', '.join(ARM_PROCESSORS)}"
+        else:
+            plain = sorted([*(t for t in targets if ":" not in t), "arm:PROCESSOR"])
+            there = f"known: {', '.join(plain)}"
+        raise TargetError(f"unknown target {name!r}; {there}{hint}")
     return targets[target]
