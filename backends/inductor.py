@@ -27,6 +27,7 @@ from graphprune.backend import Audit, Lowered, TensorSpec
 from graphprune.errors import BackendError, InputError
 from graphprune.graph import Graph
 from graphprune.graph_text import operator_name
+from graphprune.integers import INDUCTOR, Scheme
 from graphprune.operands import PRODUCTS
 from graphprune.target import Target, host_arch
 
@@ -47,6 +48,7 @@ class Inductor:
 
     name: ClassVar[str] = "inductor"
     extra: ClassVar[str | None] = None
+    integers: ClassVar[Scheme | None] = INDUCTOR
 
     def lower(self, graph: Graph, target: Target) -> Lowered:
         """The graph as ``model.pt2``.

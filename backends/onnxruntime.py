@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 from graphprune.backend import Audit, Lowered, TensorSpec
 from graphprune.graph import Graph
+from graphprune.integers import ONNX_RUNTIME, Scheme
 from graphprune.target import Target, host_arch
 
 
@@ -30,6 +31,7 @@ class OnnxRuntime:
 
     name: ClassVar[str] = "onnxruntime"
     extra: ClassVar[str | None] = None
+    integers: ClassVar[Scheme | None] = ONNX_RUNTIME
 
     def lower(self, graph: Graph, target: Target) -> Lowered:
         """The graph as ``model.onnx``; equal graphs give equal bytes.

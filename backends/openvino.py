@@ -22,6 +22,7 @@ import torch
 from graphprune.backend import Audit, Lowered, TensorSpec
 from graphprune.errors import BackendError
 from graphprune.graph import Graph
+from graphprune.integers import OPENVINO, Scheme
 from graphprune.target import Target, host_arch
 
 
@@ -30,6 +31,7 @@ class OpenVino:
 
     name: ClassVar[str] = "openvino"
     extra: ClassVar[str | None] = "openvino"
+    integers: ClassVar[Scheme | None] = OPENVINO
 
     def lower(self, graph: Graph, target: Target) -> Lowered:
         """The graph as ``model.xml`` and ``model.bin``; equal graphs give equal bytes.

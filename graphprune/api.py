@@ -15,29 +15,28 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 
-from .backend import Audit
+from .building import Builder, Built
 from .calibration import replayed
+from .choice import Contestant, fastest
 from .cost import cost
-from .errors import BackendError
 from .graph import Graph, clone_tensor
 from .inputs import undisturbed
-from .instruments import Dump, Recorder
-from .lowering import Calls, Deployment, candidates, deploy, flat_calls, unmeasurable
+from .instruments import Recorder
+from .lowering import Calls, Deployment, candidates, flat_calls, unmeasurable
 from .measure import interleaved, ratio
 from .original import Original, at
-from .pipeline import Context, Instrument, Pipeline
+from .pipeline import Context, Pipeline
 from .plan import Plan
 from .pruning import Pruning, planned
 from .report import AuditSummary, Latency, Report
 from .result import Result
-from .rounding import allow_rounding
 from .target import Target, get
 from .verify import Certificate, compare, require
 
@@ -152,7 +151,9 @@ def optimize(
         dry_run: change nothing and return the :class:`Plan` of what would go in the last step's budget.
         dynamic_batch: keep the batch size open; proved at batch 1 and 7.
         pipeline: passes as text or as a :class:`Pipeline`; ``None`` is the lossless one, ``LOSSLESS``.
-        backend: a backend's name, or ``auto`` for the best one the target allows.
+        backend: a backend's name, several with commas between them, or ``auto`` for all that are installed;
+            of several the fastest is kept, measured in turns on this host. Without measuring, ``auto`` is the
+            target's default.
         verify: compare capture, every pass and the artifact with what they came from.
         measure: measure latency where the target is this host.
         threads: of the runtime; ``None`` is its default.
@@ -176,7 +177,8 @@ def optimize(
     calibration = replayed(calibration)
     passes = pruning.pipeline(pipeline)
     passes.check()
-    tried = candidates(backend, goal)
+    measured = measure and goal.runs_here
+    tried = candidates(backend, goal, several=measured)
     say = progress or (lambda line: None)
     with _random_state(seed):
         say("capture")
@@ -185,45 +187,42 @@ def optimize(
         calls = flat_calls(graph, original.calls(dynamic_batch))
         references = original.outputs(dynamic_batch) if verify else {}
         certificates = _captured(graph, calls, references)
-        recorder = Recorder(verify=verify, inputs=list(calls.values()), progress=progress)
-        instruments: list[Instrument] = [recorder]
-        if dump is not None:
-            instruments.append(Dump(Path(dump)))
         context = Context(goal, calibration, evaluate, seed, backend, threads)
         if dry_run:
-            return planned(passes, graph, context, instruments)
-        passes = pruning.pipeline(pipeline, graph)
-        final = passes.run(graph, context, instruments)
-        say(f"lower with {', '.join(b.name for b in tried)}")
-        deployment = deploy(final.graph, goal, tried, calls=calls, verify=verify, threads=threads)
-        for title, certificate in deployment.certificates.items():
-            certificates[f"artifact against graph{at(title)}"] = certificate
-        audit = deployment.audit() if deployment.runner is not None else None
-        _in_integers(audit, allow_float)
-        exact = all(step.exact for step in passes)
-        certificates.update(_end_to_end(final.graph, deployment, graph, calls, references, exact))
+            return planned(passes, graph, context, [Recorder(verify, list(calls.values()), progress)])
+        builder = Builder(
+            pruning.pipeline(pipeline, graph), graph, context, calls, references, verify, allow_float, say,
+            None if dump is None else Path(dump),
+        )  # fmt: skip
+        built = builder.build(tried)
+        chosen, contestants = _chosen(built, next(iter(calls.values())), measured, threads, rounds, say)
+        final, deployment = chosen.final, chosen.deployment
+        certificates |= chosen.certificates
         timing = _latency(original, deployment, final.graph.floating, measure, threads, rounds, say)
     report = Report(
         model=original.name,
-        target=goal,
-        backend=deployment.backend.name,
-        pipeline=str(passes),
+        target=deployment.target,
+        backend=chosen.name,
+        pipeline=str(builder.passes),
         inputs=deployment.lowered.inputs,
         outputs=deployment.lowered.outputs,
         example_source=original.source,
         original=cost(graph),
         final=cost(final.graph),
-        passes=tuple(recorder.records),
+        passes=chosen.records,
         certificates=certificates,
-        audit=None if audit is None else AuditSummary.of(audit),
+        audit=None if chosen.audit is None else AuditSummary.of(chosen.audit),
         files={name: len(content) for name, content in deployment.lowered.files.items()},
         latency=timing,
+        contestants=contestants,
         versions={"python": platform.python_version(), **deployment.lowered.versions},
         notes=(
             *graph.notes,
             *deployment.lowered.notes,
             *deployment.notes,
             *_runner_notes(deployment),
+            *builder.refused,
+            *_not_measured(backend, measured, chosen.name, goal),
             *_vacuous(references),
             *_slower_in_integers(timing),
             *_switched_off(verify),
@@ -235,16 +234,27 @@ def optimize(
     return Result(lowered, trainable, deployment, report)
 
 
-def _in_integers(audit: Audit | None, allowed: bool) -> None:
-    """Raise a :class:`BackendError` where the runtime computes in float what the graph has in integers."""
-    fallen = [] if audit is None or allowed else [row for row in audit.rows if row.fell_back]
-    if fallen:
-        shown = "; ".join(f"{row.name} ({row.operator}) {row.reason}" for row in fallen[:3])
-        more = f" and {len(fallen) - 3} more" if len(fallen) > 3 else ""
-        raise BackendError(
-            f"asked for integers, and the runtime computes in float: {shown}{more}; "
-            "leave them out with quantize{ignored=…}, or pass allow_float=True"
-        )
+def _chosen(
+    built: Sequence[Built],
+    flat: Sequence[torch.Tensor],
+    measured: bool,
+    threads: int | None,
+    rounds: int,
+    say: Callable[[str], None],
+) -> tuple[Built, tuple[Contestant, ...]]:
+    """The fastest artifact, or the first where nothing is measured."""
+    if not measured or len(built) == 1:
+        return built[0], ()
+    say(f"measure {', '.join(one.name for one in built)}")
+    index, contestants = fastest([one.deployment for one in built], flat, threads=threads, rounds=rounds)
+    return built[index], contestants
+
+
+def _not_measured(backend: str, measured: bool, name: str, target: Target) -> tuple[str, ...]:
+    """Of several backends the first was taken, as none can be timed on this host."""
+    if measured or target.runs_here or (backend != "auto" and "," not in backend):
+        return ()
+    return (f"backend {backend!r} is {name}: the target is {target.arch}, so none was measured here",)
 
 
 def _runner_notes(deployment: Deployment) -> tuple[str, ...]:
@@ -280,22 +290,6 @@ def _captured(graph: Graph, calls: Calls, references: Calls) -> dict[str, Certif
         certificate = compare("capture", [graph.run(*calls[title])], [wanted])
         what = "the captured graph does not reproduce the model"
         certificates[f"capture against original{at(title)}"] = require(certificate, what)
-    return certificates
-
-
-def _end_to_end(
-    graph: Graph, deployment: Deployment, captured: Graph, calls: Calls, references: Calls, exact: bool
-) -> dict[str, Certificate]:
-    """What will be deployed against what came in: the artifact, or its graph where it cannot run here."""
-    run, name = (deployment.runner, "artifact") if deployment.runner is not None else (graph.run, "graph")
-    certificates = {}
-    for title, wanted in references.items():
-        outputs = run(*calls[title])
-        certificate = compare("end-to-end", [outputs], [wanted], exact=exact)
-        certificate = allow_rounding(certificate, captured, calls[title], outputs)
-        certificates[f"{name} against original{at(title)}"] = require(
-            certificate, f"the {name} does not reproduce the original model"
-        )
     return certificates
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from .graph import Graph
+from .integers import Scheme
 from .target import Target
 
 
@@ -112,10 +113,17 @@ class Runner(Protocol):
 
 
 class Backend(Protocol):
-    """A runtime. Instances are made without arguments and hold no state."""
+    """A runtime. Instances are made without arguments and hold no state.
+
+    Class attributes:
+        name: the registry's.
+        extra: of this package, that installs the runtime; ``None`` where the core does.
+        integers: what it runs in integers, in place of what a target by name says; ``None`` leaves that.
+    """
 
     name: ClassVar[str]
     extra: ClassVar[str | None]
+    integers: ClassVar[Scheme | None]
 
     def lower(self, graph: Graph, target: Target) -> Lowered:
         """The graph as files for ``target``. Raises BackendError naming the operator it cannot lower."""

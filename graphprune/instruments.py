@@ -103,8 +103,8 @@ class Dump:
 
     def before(self, step: Pass, graph: Graph) -> None:
         """Write the captured graph once."""
+        self.directory.mkdir(parents=True, exist_ok=True)
         if self.count == 0:
-            self.directory.mkdir(parents=True, exist_ok=True)
             (self.directory / "00-captured.txt").write_text(f"{graph}\n")
 
     def after(self, step: Pass, graph: Graph, result: PassResult) -> None:

@@ -11,7 +11,8 @@ Efficient Integer-Arithmetic-Only Inference*, CVPR 2018, eq. 1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from .errors import TargetError
 
@@ -88,8 +89,18 @@ class Scheme:
     absorbed: frozenset[str] = frozenset()
     joined: frozenset[str] = frozenset()
 
+    def among(self, kinds: Collection[str]) -> Scheme:
+        """The scheme as far as a network of these kinds of operators can tell.
 
-# ONNX Runtime's CPU kernels, on x86 and on ARM (measured: docs/targets.md). Signed activations or unsigned
+        >>> OPENVINO.among({"convolution", "add"}) == ONNX_RUNTIME.among({"convolution", "add"})
+        True
+        """
+        roles = ("whole", "inputs", "between", "shares", "absorbed", "joined")
+        return replace(self, **{role: getattr(self, role).intersection(kinds) for role in roles})
+
+
+# What follows was measured: docs/targets.md.
+# ONNX Runtime's CPU kernels, on x86 and on ARM. Signed activations or unsigned
 # weights run slower than float there.
 ONNX_RUNTIME = Scheme(
     whole=frozenset({"convolution"}),
@@ -102,3 +113,9 @@ ONNX_RUNTIME = Scheme(
     absorbed=frozenset({"relu", "clamp"}),
     joined=frozenset({"pad"}),
 )  # fmt: skip
+
+# OpenVINO fuses attention in float32, whatever stands around its products.
+OPENVINO = replace(ONNX_RUNTIME, inputs=frozenset({"linear"}))
+
+# Inductor has integer kernels for convolutions and linears, and none for products of two activations.
+INDUCTOR = replace(ONNX_RUNTIME, inputs=frozenset({"linear"}))

@@ -158,7 +158,7 @@ class _Bench:
         if self.graph.is_meta:
             raise InputError("a latency budget is measured, and the weights are on the meta device")
         tried = backends_for(self.named, self.target)
-        first = deploy(self._lossless(self.graph), self.target, tried, calls={}, verify=False)
+        first = deploy(self._lossless(self.graph), self.target, tried[0], calls={}, verify=False)
         self.backend = first.backend
         reason = first.unrunnable or self.backend.unrunnable(self.target)
         if reason:

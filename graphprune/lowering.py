@@ -1,20 +1,17 @@
-"""From a graph to a runtime: lower with each candidate backend, prove it, keep the fastest.
-
-A candidate that cannot lower the graph, is not installed or fails its certificate never disappears
-quietly: with one candidate that is an error, with several a note in the report.
-"""
+"""From a graph to a runtime: the backends there are for a target, and a graph lowered with one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from .backend import Audit, Backend, Lowered, Runner
-from .errors import BackendError, VerificationError
+from .errors import BackendError
 from .graph import Graph
+from .integers import ONNX_RUNTIME
 from .registry import backends
 from .rounding import allow_rounding
 from .target import Target, host_arch
@@ -32,7 +29,7 @@ class Deployment:
         runner: runs them here, or ``None``.
         unrunnable: why there is no runner, else empty.
         certificates: title → runtime certificate.
-        notes: about the candidates that were not taken.
+        notes: what a reader should know of how it runs here.
     """
 
     backend: Backend
@@ -59,59 +56,49 @@ class Deployment:
         return self.backend.audit(self.lowered, self.target)
 
 
-def candidates(backend: str, target: Target) -> list[Backend]:
-    """The backends to try: the one named, or for ``auto`` those that the target allows.
+def candidates(backend: str, target: Target, *, several: bool = False) -> list[Backend]:
+    """The backends to try.
+
+    Args:
+        backend: a name, several with commas between them, or ``auto``.
+        several: whether ``auto`` means every backend there is, the target's default first, as where they are
+            about to be measured; else it is that default.
 
     Raises:
         RecipeError: no backend has that name.
     """
-    names = [target.backend] if backend == "auto" else [backend]
+    if backend == "auto":
+        others = [name for name in backends.entries if name != target.backend] if several else []
+        names = [target.backend, *others]
+    else:
+        names = list(dict.fromkeys(name.strip() for name in backend.split(",")))
     return [backends.load(name)() for name in names]
+
+
+def fitted(target: Target, backend: Backend) -> Target:
+    """The target with what that backend runs in integers, unless the target was given its own."""
+    own = getattr(backend, "integers", None)
+    return replace(target, integers=own) if own is not None and target.integers == ONNX_RUNTIME else target
 
 
 def deploy(
     graph: Graph,
     target: Target,
-    tried: Sequence[Backend],
+    backend: Backend,
     *,
     calls: Calls,
     verify: bool = True,
     threads: int | None = None,
-    fastest: Callable[[Sequence[Deployment]], Deployment] | None = None,
 ) -> Deployment:
-    """Lower ``graph`` with every candidate and keep one.
+    """Lower ``graph``, open what came out where this host can, and prove it.
 
     Args:
-        tried: the candidates, the preferred one first.
-        calls: title → flat inputs, the calls each artifact is proved on.
-        fastest: chooses among several that run here; the first is kept where none is given.
+        calls: title → flat inputs, the calls the artifact is proved on.
 
     Raises:
-        BackendError: no candidate can lower the graph; the reasons of all are named.
-        VerificationError: the only candidate's artifact does not reproduce its graph.
+        BackendError: the backend cannot lower the graph.
+        VerificationError: the artifact does not reproduce its graph.
     """
-    made: list[Deployment] = []
-    refused: list[str] = []
-    for backend in tried:
-        try:
-            made.append(_deploy(graph, target, backend, calls, verify, threads))
-        except (BackendError, VerificationError) as error:
-            if len(tried) == 1:
-                raise
-            refused.append(f"backend {backend.name!r} was not taken: {error}")
-    if not made:
-        raise BackendError("; ".join(refused))
-    runnable = [d for d in made if d.runner is not None]
-    chosen = fastest(runnable) if fastest is not None and len(runnable) > 1 else made[0]
-    return Deployment(
-        chosen.backend, chosen.lowered, target, chosen.runner, chosen.unrunnable, chosen.certificates,
-        (*chosen.notes, *refused),
-    )  # fmt: skip
-
-
-def _deploy(
-    graph: Graph, target: Target, backend: Backend, calls: Calls, verify: bool, threads: int | None
-) -> Deployment:
     lowered = backend.lower(graph, target)
     reason = backend.unrunnable(target)
     if reason:

@@ -74,6 +74,7 @@ class Pass:
         name: the registry's and the textual form's name, in kebab-case.
         exact: whether outputs must be reproduced to tolerance; otherwise the error is recorded.
         requires, ensures, destroys: words about the graph; see the module docstring.
+        for_runtime: whether what it leaves depends on what the target's runtime computes in integers.
     """
 
     name: ClassVar[str]
@@ -81,6 +82,7 @@ class Pass:
     requires: ClassVar[frozenset[str]] = frozenset()
     ensures: ClassVar[frozenset[str]] = frozenset()
     destroys: ClassVar[frozenset[str]] = frozenset()
+    for_runtime: ClassVar[bool] = False
 
     def run(self, graph: Graph, context: Context) -> PassResult:
         """Rewrite a copy of ``graph``."""
@@ -153,9 +155,16 @@ class Pipeline:
             state = (state - step.destroys) | step.ensures
 
     def run(
-        self, graph: Graph, context: Context | None = None, instruments: Sequence[Instrument] = ()
+        self,
+        graph: Graph,
+        context: Context | None = None,
+        instruments: Sequence[Instrument] = (),
+        part: slice = slice(None),
     ) -> PipelineResult:
-        """Run every pass in order, the instruments around each.
+        """Run the passes in order, the instruments around each.
+
+        Args:
+            part: which of them; the graph is what those before it left.
 
         Raises:
             PassError: the order is impossible, or a pass fails.
@@ -163,7 +172,7 @@ class Pipeline:
         self.check()
         context = context or Context()
         trainable, still = graph, True
-        for step in self.passes:
+        for step in self.passes[part]:
             for instrument in instruments:
                 instrument.before(step, graph)
             try:

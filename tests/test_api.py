@@ -199,7 +199,9 @@ def test_same_input_same_bytes(shared: tuple[Net, graphprune.Result], tmp_path: 
 
 def test_progress_and_dump_name_every_stage(model: Net, x: torch.Tensor, tmp_path: Path) -> None:
     lines: list[str] = []
-    graphprune.optimize(model, x, progress=lines.append, rounds=1, dump=tmp_path / "stages")
+    graphprune.optimize(
+        model, x, progress=lines.append, rounds=1, backend="onnxruntime", dump=tmp_path / "stages"
+    )
     assert lines[0] == "capture"
     assert "pass fold-batch-norm" in lines
     assert lines[-2:] == ["lower with onnxruntime", "measure latency"]
@@ -294,15 +296,11 @@ def test_a_backend_that_cannot_is_an_error(model: Net, x: torch.Tensor) -> None:
 
 @pytest.mark.usefixtures("extra_backends")
 def test_candidates_that_fail_are_noted(model: Net, x: torch.Tensor) -> None:
-    from graphprune.lowering import deploy
-
-    graph = graphprune.trace(model, x)
-    tried = [Unable(), Wrong(), OnnxRuntime()]
-    deployment = deploy(graph, graphprune.target.get("cpu"), tried, calls={"": [x]})
-    assert deployment.backend.name == "onnxruntime"
-    assert len([n for n in deployment.notes if "was not taken" in n]) == 2
+    result = fast(model, x, backend="unable,wrong,onnxruntime")
+    assert result.report.backend == "onnxruntime"
+    assert len([n for n in result.report.notes if "was not taken" in n]) == 2
     with pytest.raises(BackendError, match=r"'unable' was not taken.*'wrong' was not taken"):
-        deploy(graph, graphprune.target.get("cpu"), tried[:2], calls={"": [x]})
+        fast(model, x, backend="unable,wrong")
 
 
 def test_an_exported_program(model: Net, x: torch.Tensor) -> None:

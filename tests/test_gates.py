@@ -25,9 +25,9 @@ from graphprune.gates import Finding, Limits, Verdict, check
 from graphprune.gates.bench import answers
 from graphprune.gates.inputs import common, draw, read
 from graphprune.gates.limits import byte_count
-from graphprune.gates.sittings import in_sittings
 from graphprune.manifest import seal
 from graphprune.measure import Timing
+from graphprune.sittings import in_sittings
 
 
 class Net(nn.Module):

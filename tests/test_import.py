@@ -38,8 +38,8 @@ LAYERS = {
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "artifact"),
-    "measure": ("measure", "bracket", "latency"),
-    "front": ("report", "result", "precision", "pruning", "api", "input_text", "sources", "recipe",
+    "measure": ("measure", "sittings", "bracket", "latency", "choice"),
+    "front": ("report", "result", "precision", "pruning", "building", "api", "input_text", "sources", "recipe",
         "gates", "cli",
     ),
 }  # fmt: skip

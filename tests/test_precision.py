@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import graphprune
-from graphprune.api import _in_integers, _slower_in_integers
+from graphprune.api import _slower_in_integers
 from graphprune.backend import Audit, AuditRow
+from graphprune.building import in_integers
 from graphprune.errors import BackendError, InputError, PassError, VerificationError
 from graphprune.lowering import deploy
 from graphprune.measure import Ratio
@@ -159,10 +160,10 @@ def test_what_falls_back_to_float_is_an_error() -> None:
         AuditRow("add", "Add", "float32"),
     )
     with pytest.raises(BackendError, match=r"conv \(Conv\) in float: not fused.*allow_float=True"):
-        _in_integers(Audit(rows), allowed=False)
-    _in_integers(Audit(rows), allowed=True)
-    _in_integers(Audit(rows[1:]), allowed=False)
-    _in_integers(None, allowed=False)
+        in_integers(Audit(rows), allowed=False)
+    in_integers(Audit(rows), allowed=True)
+    in_integers(Audit(rows[1:]), allowed=False)
+    in_integers(None, allowed=False)
 
 
 def test_steps_are_allowed_and_mistakes_are_not() -> None:
@@ -193,9 +194,9 @@ def test_an_artifact_with_another_scale_is_refused() -> None:
             return super().lower(broken, target)
 
     calls = {"example": images(1, 3, 16, 16, count=1)}
-    deploy(graph, CPU, [backend], calls=calls)
+    deploy(graph, CPU, backend, calls=calls)
     with pytest.raises(VerificationError, match="does not reproduce its graph"):
-        deploy(graph, CPU, [Wrong()], calls=calls)
+        deploy(graph, CPU, Wrong(), calls=calls)
 
 
 def test_without_integers_on_the_target_nothing_is_quantized() -> None:

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..sittings import in_sittings
 from .bench import Bench, Measure, Side
 from .limits import Limits
-from .sittings import in_sittings
 from .verdict import Finding, Verdict
 
 __all__ = ["Finding", "Limits", "Verdict", "certificates", "check"]

@@ -19,14 +19,14 @@ from ..manifest import check as check_manifest
 from ..manifest import target_of, unseal
 from ..measure import Timing, ratio
 from ..registry import backends
+from ..sittings import Factories
 from ..target import Target, host_arch
 from ..verify import Certificate, compare
 from .inputs import Call, Inputs, common, draw, read
-from .sittings import Factories
 from .verdict import Finding
 
 Measure = Callable[..., Mapping[str, Timing]]
-"""``(factories, rounds=, threads=)`` → a timing of each, as :func:`graphprune.gates.sittings.in_sittings`."""
+"""``(factories, rounds=, threads=)`` → a timing of each, as :func:`graphprune.sittings.in_sittings`."""
 
 
 @dataclass(frozen=True)

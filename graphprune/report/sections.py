@@ -54,6 +54,8 @@ def sections(report: Report, *, full: bool = False) -> Iterator[Section]:
         yield _certificates(report)
     if report.audit is not None:
         yield from audit_sections(report.audit, full)
+    if report.contestants:
+        yield _contestants(report)
     yield _latency(report)
     if report.files:
         rows = tuple((name, size_text(size)) for name, size in report.files.items())
@@ -173,6 +175,18 @@ def audit_sections(audit: AuditSummary, full: bool) -> Iterator[Section]:
         tones = tuple((i, "warning") for i in range(len(fallbacks)))
         columns = ("operator", "kind", "precision", "why")
         yield Section("not as asked", columns, fallbacks, frozenset(), tones)
+
+
+def _contestants(report: Report) -> Section:
+    rows = tuple(
+        (one.backend, f"{one.timing.median_ms:.3f} ms",
+         f"{one.timing.low_ms:.3f} to {one.timing.high_ms:.3f} ms", str(one.to_chosen),
+         "taken" if one.chosen else "")
+        for one in report.contestants
+    )  # fmt: skip
+    columns = ("backend", "median", "quartiles", "times as long", "")
+    caption = "in turns in one process; the target's default stays where the others are within the spread"
+    return Section("backends", columns, rows, frozenset({1, 2, 3}), (), caption)
 
 
 def _latency(report: Report) -> Section:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
 from ..backend import Audit, TensorSpec, integer_share
+from ..choice import Contestant
 from ..cost import Cost
 from ..instruments import PassRecord
 from ..measure import Ratio, Timing
@@ -103,6 +104,7 @@ class Report:
         audit: what the runtime executes; ``None`` where this host could not ask it.
         files: the artifact's files and their bytes.
         latency: measured, or why not.
+        contestants: the backends that were measured against each other, the fastest first.
         versions: package → version.
         notes: what capture, lowering and this host want the reader to know.
     """
@@ -121,6 +123,7 @@ class Report:
     audit: AuditSummary | None = None
     files: Mapping[str, int] = field(default_factory=dict)
     latency: Latency = field(default_factory=Latency)
+    contestants: tuple[Contestant, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -132,6 +135,7 @@ class Report:
         """The part of :meth:`to_json` that differs from run to run."""
         return _finite({
             "latency": self.latency.to_json(),
+            "contestants": [_contestant_json(one) for one in self.contestants],
             "seconds": [record.seconds for record in self.passes],
         })  # fmt: skip
 
@@ -191,6 +195,12 @@ def _pass_json(record: PassRecord) -> dict[str, Any]:
         "notes": [asdict(note) for note in record.notes],
         "rankings": [asdict(ranking) for ranking in record.rankings],
     }
+
+
+def _contestant_json(one: Contestant) -> dict[str, Any]:
+    values = asdict(one)
+    del values["timing"]["samples"]
+    return values
 
 
 def _finite(value: Any) -> Any:

@@ -66,6 +66,7 @@ class Quantize(Pass):
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
     ensures: ClassVar[frozenset[str]] = frozenset({"quantized"})
     destroys: ClassVar[frozenset[str]] = frozenset({"float", "trainable"})
+    for_runtime: ClassVar[bool] = True
 
     observer: str = "mse"
     percentile: float = 99.99

@@ -1,4 +1,4 @@
-"""Two artifacts timed against each other, when a build depends on the answer.
+"""Artifacts timed against each other, when a build depends on the answer.
 
 Where a runtime's memory happens to lie makes one and the same artifact a few percent faster or slower, and
 that stays until it is opened again; turns alone cannot tell it from a slower network. So the measurement is
@@ -21,11 +21,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ..errors import InputError
-from ..latency import CALLS, PAUSE, TURN
-from ..measure import Timing, interleaved
+from .errors import InputError
+from .measure import Timing, interleaved
 
 SITTINGS = 4
+TURN = 0.05  # seconds that a turn lasts at least: several slices of a processor that others use, too
+CALLS = 5  # from which the length of a call is taken
+PAUSE = 0.01  # seconds before a turn, for threads of another runtime to stop spinning
 
 Factories = Mapping[str, Callable[[], Callable[[], Any]]]
 """Name → what opens a candidate and returns a call of it."""

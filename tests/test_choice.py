@@ -1,0 +1,211 @@
+"""Choosing among backends: by what was measured, and never by dropping one without a word."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from graphprune.backends.onnxruntime import OnnxRuntime
+from torch import nn
+
+import graphprune
+from graphprune import registry
+from graphprune.choice import fastest
+from graphprune.errors import BackendError
+from graphprune.integers import ONNX_RUNTIME, Scheme
+from graphprune.lowering import Deployment, candidates, deploy, fitted
+from graphprune.measure import Timing
+from graphprune.target import get
+from tests.passes.quantizing import images
+
+CPU = get("cpu")
+
+
+class Slow(OnnxRuntime):
+    """Takes 20 ms longer."""
+
+    name: ClassVar[str] = "slow"
+
+    def open(self, *args: Any, **kwargs: Any) -> Any:
+        runner = super().open(*args, **kwargs)
+
+        def run(*inputs: torch.Tensor) -> Any:
+            time.sleep(0.02)
+            return runner(*inputs)
+
+        return run
+
+
+class Missing(OnnxRuntime):
+    name: ClassVar[str] = "missing"
+
+    def unrunnable(self, target: Any) -> str | None:
+        return "the runtime is not installed: pip install runtime"
+
+    def lower(self, graph: Any, target: Any) -> Any:
+        raise AssertionError("lowered although it cannot run")
+
+
+class Products(OnnxRuntime):
+    """Leaves products of two activations in float."""
+
+    name: ClassVar[str] = "products"
+    integers: ClassVar[Scheme | None] = replace(ONNX_RUNTIME, inputs=frozenset({"linear"}))
+
+
+@pytest.fixture(autouse=True)
+def _backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {c.name: f"{__name__}:{c.__name__}" for c in (Slow, Missing, Products)}
+    entries: Mapping[str, str] = {"onnxruntime": registry.backends.builtin["onnxruntime"], **own}
+    monkeypatch.setitem(registry.backends.__dict__, "entries", entries)
+
+
+def timing(*samples: float) -> Timing:
+    ordered = sorted(samples)
+    return Timing(ordered[len(ordered) // 2], ordered[0], ordered[-1], len(samples), 1, samples)
+
+
+def chosen(**samples: list[float]) -> tuple[str, list[str]]:
+    """The name that is chosen among backends that took these milliseconds, and all in the order shown."""
+
+    class Named(OnnxRuntime):
+        def __init__(self, name: str) -> None:
+            self.name = name  # type: ignore[misc]
+
+    made = [Deployment(Named(name), None, CPU, None) for name in samples]  # type: ignore[arg-type]
+    timings = {name: timing(*values) for name, values in samples.items()}
+    index, shown = fastest(made, [], measure=lambda factories, **options: timings)
+    taken = [one.backend for one in shown if one.chosen]
+    assert taken == [made[index].backend.name]
+    return taken[0], [one.backend for one in shown]
+
+
+def test_the_fastest_is_taken() -> None:
+    assert chosen(a=[5, 5, 5, 5], b=[3, 3, 3, 3], c=[4, 4, 4, 4]) == ("b", ["b", "c", "a"])
+
+
+def test_the_first_stays_within_the_spread() -> None:
+    assert chosen(a=[5, 5, 5, 5], b=[4, 6, 4, 6.1])[0] == "a"
+    assert chosen(a=[5, 5, 5, 5], b=[4, 4.5, 4, 4.9])[0] == "b"
+    # Level with the fastest, though not the fastest: the order of the candidates decides.
+    assert chosen(a=[9, 9, 9, 9], b=[5, 5, 5, 5], c=[4.9, 5.1, 4.9, 5.2])[0] == "b"
+
+
+def test_one_candidate_is_not_measured() -> None:
+    lowered: Any = None
+    deployment = Deployment(OnnxRuntime(), lowered, CPU, None)
+    assert fastest([deployment], []) == (0, ())
+
+
+def test_auto_means_all_only_where_they_are_measured() -> None:
+    assert [b.name for b in candidates("auto", CPU)] == ["onnxruntime"]
+    assert [b.name for b in candidates("auto", CPU, several=True)] == [
+        "onnxruntime", "slow", "missing", "products"
+    ]  # fmt: skip
+    assert [b.name for b in candidates("slow, onnxruntime,slow", CPU)] == ["slow", "onnxruntime"]
+
+
+def test_optimize_measures_and_says_what_it_took() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval(), torch.randn(2, 8)
+    report = graphprune.optimize(model, x, backend="slow,missing,onnxruntime", rounds=4, threads=1).report
+    assert report.backend == "onnxruntime"
+    assert [(c.backend, c.chosen) for c in report.contestants] == [("onnxruntime", True), ("slow", False)]
+    assert report.contestants[1].to_chosen.median > 2
+    assert [n for n in report.notes if "missing" in n] == [
+        "backend 'missing' was not tried: the runtime is not installed: pip install runtime"
+    ]
+    assert "taken" in str(report)
+    assert report.to_json()["contestants"][0]["backend"] == "onnxruntime"
+
+
+def test_without_measuring_the_first_that_works_is_taken() -> None:
+    model, x = nn.Linear(8, 8).eval(), torch.randn(2, 8)
+    report = graphprune.optimize(model, x, measure=False, backend="missing,slow,onnxruntime").report
+    assert report.backend == "slow"
+    assert report.contestants == ()
+
+
+def test_another_architecture_gets_the_default_and_a_line() -> None:
+    other = next(name for name in ("arm", "x86") if not get(name).runs_here)
+    report = graphprune.optimize(nn.Linear(8, 8).eval(), torch.randn(2, 8), target=other).report
+    assert report.backend == "onnxruntime"
+    assert any("none was measured here" in note for note in report.notes)
+
+
+def test_none_that_works_is_an_error_with_every_reason() -> None:
+    entries = registry.backends.entries | {"gone": f"{__name__}:Missing"}
+    registry.backends.__dict__["entries"] = entries
+    with pytest.raises(
+        BackendError, match=r"'missing' was not tried: the runtime is not.*; .*'missing' was not"
+    ):
+        graphprune.optimize(nn.Linear(8, 8).eval(), torch.randn(2, 8), backend="missing,gone")
+
+
+class Attends(nn.Module):
+    """A product of two activations among linears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.inner(x)
+        return self.outer(torch.softmax(y @ y.transpose(-1, -2), -1) @ y)
+
+
+def test_each_backend_gets_the_integers_that_it_computes() -> None:
+    torch.manual_seed(0)
+    model, data = Attends().eval(), [torch.randn(1, 6, 16) for _ in range(8)]
+    notes: dict[str, Any] = {}
+    for backend in ("onnxruntime", "products"):
+        report = graphprune.optimize(
+            model, data[0], precision="int8", calibration=data, backend=backend, measure=False
+        ).report
+        assert report.audit is not None
+        notes[backend] = report.audit.integers
+    assert notes["onnxruntime"] == 1.0
+    assert 0 < notes["products"] < 1.0
+
+
+def test_passes_run_once_for_backends_alike(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    data, lines = images(4, 3, 8, 8), []  # type: ignore[var-annotated]
+    options: dict[str, Any] = {"precision": "int8", "calibration": data, "measure": False}
+    graphprune.optimize(model, data[0], backend="slow,products", progress=lines.append, **options)
+    assert lines.count("pass quantize") == 1, "without a product of activations both quantize alike"
+    lines.clear()
+    data = [torch.randn(1, 6, 16) for _ in range(4)]
+    options["calibration"] = data
+    result = graphprune.optimize(
+        Attends().eval(), data[0], backend="slow,products", progress=lines.append, dump=tmp_path, **options
+    )
+    assert lines.count("pass quantize") == 2
+    assert lines.count("pass fold-batch-norm") == 1
+    assert len(result.report.passes) == 7, "the records of the other backend's passes stay out"
+    assert {p.name for p in tmp_path.iterdir()} >= {"07-quantize.txt", "products"}
+    assert [p.name for p in (tmp_path / "products").iterdir()] == ["07-quantize.txt"]
+
+
+def test_a_targets_own_integers_stay() -> None:
+    mine = replace(CPU, integers=replace(ONNX_RUNTIME, whole=frozenset()))
+    assert fitted(mine, Products()) is mine
+    assert fitted(CPU, Products()).integers == Products.integers
+    assert fitted(CPU, OnnxRuntime()) == CPU
+
+
+def test_deploy_notes_what_cannot_run_here() -> None:
+    graph = graphprune.trace(nn.Linear(2, 2), torch.randn(1, 2))
+
+    class Elsewhere(OnnxRuntime):
+        def unrunnable(self, target: Any) -> str | None:
+            return "it is machine code"
+
+    made = deploy(graph, CPU, Elsewhere(), calls={})
+    assert made.runner is None
+    assert made.notes == ("artifact not run here: it is machine code",)
