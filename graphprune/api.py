@@ -24,7 +24,7 @@ import torch
 
 from .building import Builder, Built
 from .calibration import replayed
-from .choice import Contestant, fastest
+from .choice import Contestant, fastest, opener
 from .cost import cost
 from .graph import Graph, clone_tensor
 from .inputs import undisturbed
@@ -246,8 +246,10 @@ def _chosen(
     if not measured or len(built) == 1:
         return built[0], ()
     say(f"measure {', '.join(one.name for one in built)}")
-    index, contestants = fastest([one.deployment for one in built], flat, threads=threads, rounds=rounds)
-    return built[index], contestants
+    openers = {one.name: opener(one.deployment, flat, threads) for one in built}
+    contestants = fastest(openers, threads=threads, rounds=rounds)
+    chosen = next(contestant.backend for contestant in contestants if contestant.chosen)
+    return next(one for one in built if one.name == chosen), contestants
 
 
 def _not_measured(backend: str, measured: bool, name: str, target: Target) -> tuple[str, ...]:

@@ -40,39 +40,39 @@ class Contestant:
 
 
 def fastest(
-    deployments: Sequence[Deployment],
-    flat: Sequence[torch.Tensor],
+    openers: Mapping[str, Callable[[], Callable[[], Any]]],
     *,
     threads: int | None = None,
     rounds: int = 20,
     measure: Callable[..., Mapping[str, Timing]] = in_sittings,
-) -> tuple[int, tuple[Contestant, ...]]:
-    """Which deployment to keep.
+) -> tuple[Contestant, ...]:
+    """All candidates as measured, the fastest first; one of them is chosen.
 
     Args:
-        deployments: of different backends, all runnable here; the preferred one first.
-        flat: the inputs of a call.
+        openers: name → opens the artifact and returns a call of it; the preferred one first.
+        threads: torch's intra-operator threads meanwhile; runtimes are opened with their own.
         measure: as :func:`graphprune.sittings.in_sittings`.
 
-    Returns:
-        Its index, and all of them as measured, the fastest first.
+    Raises:
+        InputError: there is no candidate.
     """
-    if len(deployments) == 1:
-        return 0, ()
-    factories = {one.backend.name: partial(_opened, one, flat, threads) for one in deployments}
-    timings = measure(factories, rounds=rounds, sittings=SITTINGS, turn=TURN, threads=threads)
-    names = list(factories)
-    quickest = min(names, key=lambda name: timings[name].median_ms)
-    level = [name for name in names if ratio(timings[name], timings[quickest]).low <= 1]
-    chosen = level[0]
-    found = [
+    timings = measure(openers, rounds=rounds, sittings=SITTINGS, turn=TURN, threads=threads)
+    names = sorted(openers, key=lambda name: timings[name].median_ms)
+    chosen = next(name for name in openers if ratio(timings[name], timings[names[0]]).low <= 1)
+    return tuple(
         Contestant(name, timings[name], ratio(timings[name], timings[chosen]), name == chosen)
-        for name in sorted(names, key=lambda name: timings[name].median_ms)
-    ]
-    return names.index(chosen), tuple(found)
+        for name in names
+    )
 
 
-def _opened(one: Deployment, flat: Sequence[torch.Tensor], threads: int | None) -> Callable[[], Any]:
-    lowered = one.lowered
-    runner = one.backend.open(lowered.files, lowered.inputs, lowered.outputs, one.target, threads)
-    return partial(runner, *flat)
+def opener(
+    one: Deployment, flat: Sequence[torch.Tensor], threads: int | None
+) -> Callable[[], Callable[[], Any]]:
+    """What :func:`fastest` opens of a deployment; ``flat`` are the inputs of a call."""
+
+    def opened() -> Callable[[], Any]:
+        lowered = one.lowered
+        runner = one.backend.open(lowered.files, lowered.inputs, lowered.outputs, one.target, threads)
+        return partial(runner, *flat)
+
+    return opened
