@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from .manifest import (
     target_of,
     unseal,
 )
+from .reference import REFERENCE
 from .registry import backends
 from .signature import Signature
 from .target import Target
@@ -62,6 +64,7 @@ def save(
     metrics: Mapping[str, Any] | None = None,
     measurements: Mapping[str, Any] | None = None,
     report_html: str | None = None,
+    reference: bytes | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write an artifact in one step: afterwards the directory holds it whole, or is as it was.
@@ -76,6 +79,8 @@ def save(
         measurements: JSON values that differ from run to run (latency); they and the report stay out of
             the files that are equal for equal input.
         report_html: the report.
+        reference: what the artifact should answer (:mod:`.reference`). It is computed by PyTorch on this
+            host, so its last bits differ from host to host, and it stands with what differs.
         overwrite: replace an artifact that is there. Anything else is never replaced.
 
     Returns:
@@ -88,11 +93,13 @@ def save(
     volatile: dict[str, bytes] = {}
     if report_html is not None:
         volatile[REPORT] = report_html.encode()
+    if reference is not None:
+        volatile[REFERENCE] = reference
     if volatile or measurements:
         hashes = {name: _entry(content) for name, content in volatile.items()}
         document = {"format": FORMAT, "measurements": dict(measurements or {}), "files": hashes}
         volatile[MEASUREMENTS] = seal(document)
-    reserved = {MANIFEST, MEASUREMENTS, REPORT}
+    reserved = {MANIFEST, MEASUREMENTS, REPORT, REFERENCE}
     bad = [name for name in lowered.files if name in reserved or escapes(name)]
     if bad:
         raise ArtifactError(f"backend {lowered.backend!r} names files that an artifact cannot hold: {bad}")
@@ -132,18 +139,63 @@ def load(directory: str | Path, threads: int | None = None) -> LoadedArtifact:
         ArtifactError: it is incomplete, altered, of a newer format, or not an artifact; says which file.
         BackendError: this host cannot run it.
     """
+    return opened(read(directory), threads)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An artifact that was read and checked, and not opened: no runtime is needed for it.
+
+    Attributes:
+        directory: where it was read.
+        manifest, measurements: the documents.
+        files: the runtime's files.
+        others: the files that differ from run to run: the report, the reference.
+    """
+
+    directory: Path
+    manifest: Mapping[str, Any]
+    measurements: Mapping[str, Any]
+    files: Mapping[str, bytes]
+    others: Mapping[str, bytes]
+
+    @property
+    def target(self) -> Target:
+        """What it was built for."""
+        return target_of(self.manifest["target"])
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Specifications of the flat inputs."""
+        return tuple(spec_of(document) for document in self.manifest["inputs"])
+
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        """Specifications of the flat outputs, constants among them."""
+        return tuple(spec_of(document) for document in self.manifest["outputs"])
+
+
+def read(directory: str | Path) -> Contents:
+    """Read an artifact and check every file in it.
+
+    Raises:
+        ArtifactError: as :func:`load`.
+    """
     try:
         place = atomic.standing(Path(os.path.abspath(directory)))
         if not place.is_dir():
             raise ArtifactError(f"{place} is not a directory; give the one that save() wrote")
-        manifest, measurements, files = _read(place)
+        return _read(place)
     except RecursionError as error:
         raise ArtifactError(f"{place / MANIFEST} is nested too deeply; {AGAIN}") from error
     except OSError as error:
         raise ArtifactError(f"cannot read the artifact {directory}: {error.strerror or error}") from error
-    target = target_of(manifest["target"])
-    inputs = tuple(spec_of(document) for document in manifest["inputs"])
-    outputs = tuple(spec_of(document) for document in manifest["outputs"])
+
+
+def opened(contents: Contents, threads: int | None = None) -> LoadedArtifact:
+    """The artifact in its runtime. Raises BackendError where this host cannot run it."""
+    place, manifest, target = contents.directory, contents.manifest, contents.target
+    inputs, outputs = contents.inputs, contents.outputs
     try:
         backend = backends.load(manifest["backend"])()
     except RecipeError as error:
@@ -151,8 +203,8 @@ def load(directory: str | Path, threads: int | None = None) -> LoadedArtifact:
     reason = backend.unrunnable(target)
     if reason:
         raise BackendError(f"the artifact {place} cannot run here: {reason}")
-    runner = backend.open(files, inputs, outputs, target, threads)
-    return LoadedArtifact(place, manifest, measurements, target, inputs, outputs, runner)
+    runner = backend.open(contents.files, inputs, outputs, target, threads)
+    return LoadedArtifact(place, manifest, contents.measurements, target, inputs, outputs, runner)
 
 
 class LoadedArtifact:
@@ -261,12 +313,13 @@ def _refuse(place: Path, overwrite: bool) -> None:
         )
 
 
-def _read(place: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, bytes]]:
-    """Manifest, measurements and the runtime's files, each checked."""
+def _read(place: Path) -> Contents:
+    """Documents and files, each checked."""
     manifest = unseal(_content(place, MANIFEST), f"{place / MANIFEST}")
     check(manifest)
     files = {name: _checked(place, name, entry) for name, entry in manifest["files"].items()}
     measurements: Any = {}
+    contents: dict[str, bytes] = {}
     if manifest["volatile"]:
         document = unseal(_content(place, MEASUREMENTS), f"{place / MEASUREMENTS}")
         measurements, others = document.get("measurements"), document.get("files")
@@ -274,9 +327,8 @@ def _read(place: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, bytes]
             raise ArtifactError(f"{place / MEASUREMENTS} is malformed; build the artifact again")
         if sorted({*others, MEASUREMENTS}) != manifest["volatile"]:
             raise ArtifactError(f"{place / MEASUREMENTS} is not of this artifact; build the artifact again")
-        for name, entry in others.items():
-            _checked(place, name, entry)
-    return manifest, measurements, files
+        contents = {name: _checked(place, name, entry) for name, entry in others.items()}
+    return Contents(place, manifest, measurements, files, contents)
 
 
 def _content(place: Path, name: str) -> bytes:

@@ -66,8 +66,14 @@ class Result:
         """
         return self.deployment.audit()
 
-    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the artifact: the runtime's files, ``manifest.json`` and ``report.html``.
+    def save(self, directory: str | Path, *, overwrite: bool = False, reference: bool = True) -> Path:
+        """Write the artifact: the runtime's files, ``manifest.json``, ``report.html`` and the reference.
+
+        Args:
+            directory: where.
+            overwrite: replace an artifact that is there.
+            reference: store the example inputs and what the graph answers to them, so that the directory
+                can be verified alone (:mod:`graphprune.reference`). Leave it out where they are secret.
 
         Returns:
             The directory's absolute path; ``graphprune.load`` opens it.
@@ -76,7 +82,10 @@ class Result:
             ArtifactError: the directory holds something that must not be replaced, or cannot be written.
         """
         from .artifact import save
+        from .reference import make
 
+        stored, reason = make(self.graph) if reference else (None, "left out: reference=False")
+        measurements = self.report.measurements() | ({"no_reference": reason} if reason else {})
         return save(
             directory,
             self.deployment.lowered,
@@ -84,7 +93,8 @@ class Result:
             signature=self.graph.signature,
             pipeline=self.report.pipeline,
             metrics=self.report.metrics(),
-            measurements=self.report.measurements(),
+            measurements=measurements,
             report_html=self.report.html,
+            reference=stored,
             overwrite=overwrite,
         )

@@ -40,32 +40,44 @@ def allow_rounding(
     """
     missed = certificate.exact and not certificate.passed and certificate.max_relative > certificate.tolerance
     if missed and graph.floating is not None:
-        return _allow_steps(certificate, graph, graph.floating, call, outputs)
+        return judged_by_steps(certificate, outputs, graph.run(*call), graph.floating.run(*call))
     if not missed or any(t.dtype is torch.float64 for t in graph.tensors.values()):
         return certificate
     once = graph.run(*call)
     if not compare(certificate.kind, [graph.run(*call)], [once], tolerance=0.0).passed:
         reason = f"{certificate.reason}; the model draws random numbers, so no two runs agree: verify=False"
         return replace(certificate, reason=reason)
-    wide = [x.double() if x.is_floating_point() else x for x in call]
-    truth = [in_float64(graph).run(*wide)]
-    eager = compare(certificate.kind, [once], truth, exact=False)
+    return judged_in_float64(certificate, outputs, once, in_float64(graph).run(*widened(call)))
+
+
+def judged_in_float64(
+    certificate: Certificate, outputs: Sequence[Any], mine: Sequence[Any], truth: Sequence[Any]
+) -> Certificate:
+    """The certificate, with ``outputs`` held to the graph in float64 as PyTorch's own are.
+
+    ``mine`` are those, ``truth`` is what the graph computes in float64.
+    """
+    eager = compare(certificate.kind, [mine], [truth], exact=False)
     limit = min(max(certificate.tolerance, SLACK * eager.max_relative), CAP * certificate.tolerance)
-    again = compare(certificate.kind, [outputs], truth, tolerance=limit)
+    again = compare(certificate.kind, [outputs], [truth], tolerance=limit)
     return replace(again, precision="float64")
 
 
-def _allow_steps(
-    certificate: Certificate,
-    graph: Graph,
-    floating: Graph,
-    call: Sequence[torch.Tensor],
-    outputs: Sequence[Any],
+def judged_by_steps(
+    certificate: Certificate, outputs: Sequence[Any], mine: Sequence[Any], truth: Sequence[Any]
 ) -> Certificate:
-    truth, mine = floating.run(*call), graph.run(*call)
+    """The certificate, with ``outputs`` held to the noise that the quantized graph itself (``mine``) has.
+
+    ``truth`` is what the network computes without rounding.
+    """
     own, theirs, apart = (noise_ratio(a, b) for a, b in ((mine, truth), (outputs, truth), (outputs, mine)))
     limit = QUANTIZED_SLACK * own
     said = f"noise against float {theirs:.1e}, the graph's own {own:.1e}, between the two {apart:.1e}"
     if theirs <= limit and apart <= limit:
         return replace(certificate, passed=True, tolerance=limit, reason="", precision=f"integers: {said}")
     return replace(certificate, reason=f"{certificate.reason}; {said}")
+
+
+def widened(call: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Flat inputs in float64; integers stay."""
+    return [x.double() if x.is_floating_point() else x for x in call]

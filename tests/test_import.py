@@ -37,10 +37,10 @@ LAYERS = {
     "plan": ("importance", "quantization", "plan", "candidates", "budget", "schedule"),
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
-    "lower": ("backend", "lowering", "manifest", "artifact"),
+    "lower": ("backend", "lowering", "manifest", "reference", "artifact"),
     "measure": ("measure", "sittings", "bracket", "latency", "choice"),
     "front": ("report", "result", "precision", "pruning", "building", "api", "input_text", "sources", "recipe",
-        "gates", "cli",
+        "gates", "emulation", "proof", "cli",
     ),
 }  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}
