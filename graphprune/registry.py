@@ -97,8 +97,10 @@ backends = Registry(
     "backend",
     "graphprune.backends",
     {
+        "executorch": "graphprune.backends.executorch:ExecuTorch",
         "inductor": "graphprune.backends.inductor:Inductor",
         "onnxruntime": "graphprune.backends.onnxruntime:OnnxRuntime",
         "openvino": "graphprune.backends.openvino:OpenVino",
+        "tvm": "graphprune.backends.tvm:Tvm",
     },
 )

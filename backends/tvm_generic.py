@@ -1,0 +1,83 @@
+"""Loop orders for everything without a template: inlined, vectorized along the last axis, shared by the
+threads.
+
+TVM's own pipeline leaves such functions as the nests of scalar loops that they were written as.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from tvm import s_tir
+from tvm.tirx import IntImm, IterVar
+
+from .tvm_machine import Machine
+
+PARALLEL_FROM = 16_384  # element operations, below which waking a thread costs more than it computes
+
+
+def schedule_rest(sch: Any, machine: Machine) -> None:
+    """Schedule, in place, every block that still stands in the loops it was made with."""
+    for block in _fresh(sch):
+        _try_inline(sch, block)
+    for block in _fresh(sch):
+        _schedule(sch, block, machine)
+
+
+def _fresh(sch: Any) -> list[Any]:
+    """Blocks with one serial loop an axis."""
+    found = []
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        loops = [sch.get(loop) for loop in sch.get_loops(block)]
+        own = sch.get(block).iter_vars
+        serial = all(int(loop.kind) == 0 and isinstance(loop.extent, IntImm) for loop in loops)
+        if serial and len(loops) == len(own) and loops:
+            found.append(block)
+    return found
+
+
+def _reduces(sch: Any, block: Any) -> bool:
+    return any(var.iter_type == IterVar.CommReduce for var in sch.get(block).iter_vars)
+
+
+def _try_inline(sch: Any, block: Any) -> None:
+    """Into its only reader, where it is elementwise and has one."""
+    if _reduces(sch, block) or len(sch.get_consumers(block)) != 1:
+        return
+    reader = sch.get_consumers(block)[0]
+    if _reduces(sch, reader) and len(sch.get_producers(block)) > 0 and _costly(sch, block):
+        return
+    try:
+        sch.compute_inline(block)
+    except s_tir.ScheduleError:
+        return  # it writes an output, or is read in a form that cannot be replaced: it stays
+
+
+def _costly(sch: Any, block: Any) -> bool:
+    text = str(sch.get(block).body)
+    return any(word in text for word in ("exp", "erf", "tanh", "sigmoid", "pow"))
+
+
+def _schedule(sch: Any, block: Any, machine: Machine) -> None:
+    iters = sch.get(block).iter_vars
+    loops = sch.get_loops(block)
+    reduction = [x for x, var in zip(loops, iters, strict=True) if var.iter_type == IterVar.CommReduce]
+    spatial = [x for x, var in zip(loops, iters, strict=True) if var.iter_type != IterVar.CommReduce]
+    work = prod(int(sch.get(loop).extent) for loop in loops)
+    if not spatial:
+        return
+    lane = None
+    extent = int(sch.get(spatial[-1]).extent)
+    width = next((w for w in (machine.vector, machine.vector // 2, 4) if w > 1 and extent % w == 0), 0)
+    if width:
+        outer, lane = sch.split(spatial[-1], [None, width])
+        spatial[-1] = outer
+    sch.reorder(*spatial, *reduction, *([lane] if lane is not None else []))
+    shared = sch.fuse(*spatial)
+    if work >= PARALLEL_FROM:
+        sch.parallel(shared)
+    if lane is not None:
+        sch.vectorize(lane)
+    if reduction:
+        sch.decompose_reduction(block, reduction[0])

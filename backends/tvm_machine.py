@@ -1,0 +1,115 @@
+"""What TVM is told of the processor, and what the schedules need of it: vectors, registers, the linker.
+
+A target without a processor is this host's on ``x86_64`` (machine code is for here) and what every one of the
+architecture has on ``aarch64``.
+
+>>> from graphprune.target import Target
+>>> machine(Target("board", "aarch64", processor="cortex-a76", features=("+dotprod",))).llvm["mcpu"]
+'cortex-a76'
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from graphprune.errors import BackendError, TargetError
+from graphprune.target import Target, host_arch
+
+TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A processor to compile for.
+
+    Attributes:
+        llvm: the fields of ``tvm.target.Target``.
+        vector: float32 in the blocks of channels.
+        tile: vectors of sums that fit in registers, in units of a block, two left over for operands.
+    """
+
+    llvm: Mapping[str, Any]
+    vector: int
+    tile: int
+
+    @property
+    def identity(self) -> str:
+        """What a measured schedule holds for."""
+        parts = [str(self.llvm.get("mtriple", host_arch())), str(self.llvm.get("mcpu", "generic"))]
+        return " ".join([*parts, *self.llvm.get("mattr", ())])
+
+
+def machine(target: Target) -> Machine:
+    """The machine of a target.
+
+    Raises:
+        TargetError: it is not one with a CPU that LLVM compiles for.
+    """
+    if target.arch not in TRIPLES:
+        raise TargetError(
+            f"target {target.name!r} is {target.arch}, for which there are no TVM schedules here; "
+            "use a CPU target, or backend='inductor'"
+        )
+    llvm: dict[str, Any] = {"kind": "llvm", "mtriple": TRIPLES[target.arch]}
+    if target.processor:
+        llvm["mcpu"] = target.processor
+    elif target.arch == "x86_64":
+        llvm["mcpu"] = _host_processor() if host_arch() == "x86_64" else "x86-64-v3"
+    if target.features:
+        llvm["mattr"] = list(target.features)
+    if target.arch == "aarch64" and not any("neon" in f for f in target.features):
+        llvm["mattr"] = ["+neon", *llvm.get("mattr", [])]
+    vector, tile = _registers(target.arch, llvm)
+    return Machine(llvm, vector, tile)
+
+
+def _registers(arch: str, llvm: Mapping[str, Any]) -> tuple[int, int]:
+    if arch == "aarch64":
+        return 8, 12  # a block is two of the 32 registers of four
+    features = _features(str(llvm["mcpu"]))
+    if "avx512f" in features or "+avx512f" in llvm.get("mattr", ()):
+        return 16, 28  # of 32 registers
+    return 8, 12  # of 16
+
+
+@cache
+def _features(processor: str) -> frozenset[str]:
+    from .tvm_runtime import package
+
+    found = package().target.codegen.llvm_get_cpu_features(
+        package().target.Target({"kind": "llvm", "mtriple": TRIPLES["x86_64"], "mcpu": processor})
+    )
+    return frozenset(str(name) for name in found)
+
+
+@cache
+def _host_processor() -> str:
+    from .tvm_runtime import package
+
+    return str(package().target.codegen.llvm_get_system_cpu())
+
+
+def linker(target: Target) -> str | None:
+    """The compiler that links a library for ``target``; ``None`` is TVM's choice, for this host.
+
+    Raises:
+        BackendError: it is for another machine, and no compiler for that is installed.
+    """
+    if target.arch == host_arch():
+        if not any(shutil.which(name) for name in ("g++", "gcc", "clang", "cc", "c++")):
+            raise BackendError("TVM links with a C++ compiler and found none; apt-get install g++")
+        return None
+    name = f"{TRIPLES[target.arch]}-g++".replace("x86_64", "x86-64")
+    names = (name, f"{TRIPLES[target.arch]}-g++")
+    found = next((shutil.which(n) for n in names if shutil.which(n)), None)
+    if found is None:
+        package = f"g++-{TRIPLES[target.arch]}".replace("x86_64", "x86-64")
+        raise BackendError(
+            f"a TVM library for {target.arch} is linked with {names[-1]}, which is not installed: "
+            f"apt-get install {package}"
+        )
+    return found
