@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,13 @@ def audit(lowered: Lowered, target: Target) -> Audit:
         note = _run_once(opened)
         profile = json.loads(Path(opened.end_profiling()).read_text())
         model = onnx.load(f"{place}/optimised.onnx", load_external_data=False)
+    return Audit(executed(model, profile, target), tuple(n for n in (note, _foreign(target)) if n))
+
+
+def executed(
+    model: onnx.ModelProto, profile: Sequence[Mapping[str, Any]], target: Target
+) -> tuple[AuditRow, ...]:
+    """The operators of an optimised graph, with what a profile of one run says of each."""
     events: dict[tuple[str, str], deque[Mapping[str, Any]]] = defaultdict(deque)
     for event in profile:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -67,7 +74,7 @@ def audit(lowered: Lowered, target: Target) -> Audit:
     for node in model.graph.node:
         queue = events[node.name, node.op_type]
         rows.append(_row(node, queue.popleft() if queue else {}, weights, around, target))
-    return Audit(tuple(rows), tuple(n for n in (note, _foreign(target)) if n))
+    return tuple(rows)
 
 
 def _run_once(opened: ort.InferenceSession) -> str:

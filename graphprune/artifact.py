@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,28 +29,13 @@ import torch
 
 from . import atomic, structure
 from .backend import Lowered, Runner, TensorSpec
+from .contents import MANIFEST, MEASUREMENTS, REPORT, Contents, entry, read
 from .errors import ArtifactError, BackendError, InputError, RecipeError
-from .manifest import (
-    AGAIN,
-    FORMAT,
-    check,
-    digest,
-    escapes,
-    seal,
-    spec_json,
-    spec_of,
-    target_json,
-    target_of,
-    unseal,
-)
+from .manifest import FORMAT, check, escapes, seal, spec_json, target_json, unseal
 from .reference import REFERENCE
 from .registry import backends
 from .signature import Signature
 from .target import Target
-
-MANIFEST = "manifest.json"
-MEASUREMENTS = "measurements.json"
-REPORT = "report.html"
 
 
 def save(
@@ -96,9 +80,7 @@ def save(
     if reference is not None:
         volatile[REFERENCE] = reference
     if volatile or measurements:
-        hashes = {name: _entry(content) for name, content in volatile.items()}
-        document = {"format": FORMAT, "measurements": dict(measurements or {}), "files": hashes}
-        volatile[MEASUREMENTS] = seal(document)
+        volatile |= _measured(measurements or {}, volatile)
     reserved = {MANIFEST, MEASUREMENTS, REPORT, REFERENCE}
     bad = [name for name in lowered.files if name in reserved or escapes(name)]
     if bad:
@@ -116,7 +98,7 @@ def save(
         "pipeline": pipeline,
         "metrics": dict(metrics or {}),
         "notes": list(lowered.notes),
-        "files": {name: _entry(content) for name, content in lowered.files.items()},
+        "files": {name: entry(content) for name, content in lowered.files.items()},
         "volatile": sorted(volatile),
     }
     files = {**lowered.files, MANIFEST: seal(manifest), **volatile}
@@ -126,6 +108,38 @@ def save(
     except OSError as error:
         raise ArtifactError(f"cannot write the artifact {place}: {error.strerror or error}") from error
     return place
+
+
+def rewrite(contents: Contents, measurements: Mapping[str, Any], others: Mapping[str, bytes]) -> None:
+    """Replace what differs from run to run in an artifact; everything else stays, byte for byte.
+
+    Args:
+        contents: the artifact as it was read.
+        measurements: the new ones.
+        others: the new files of ``contents.others``, under the same names.
+
+    Raises:
+        ArtifactError: it was written without measurements, or cannot be replaced.
+    """
+    place, listed = _place(contents.directory), contents.manifest["volatile"]
+    if sorted({MEASUREMENTS, *others}) != listed:
+        raise ArtifactError(
+            f"{place} was written without {MEASUREMENTS}, so nothing can be added; save it again"
+        )
+    try:
+        _refuse(place, overwrite=True)
+        manifest = (place / MANIFEST).read_bytes()
+        atomic.write(
+            place, {**contents.files, MANIFEST: manifest, **others, **_measured(measurements, others)}
+        )
+    except OSError as error:
+        raise ArtifactError(f"cannot write the artifact {place}: {error.strerror or error}") from error
+
+
+def _measured(measurements: Mapping[str, Any], others: Mapping[str, bytes]) -> dict[str, bytes]:
+    hashes = {name: entry(content) for name, content in others.items()}
+    document = {"format": FORMAT, "measurements": dict(measurements), "files": hashes}
+    return {MEASUREMENTS: seal(document)}
 
 
 def load(directory: str | Path, threads: int | None = None) -> LoadedArtifact:
@@ -140,56 +154,6 @@ def load(directory: str | Path, threads: int | None = None) -> LoadedArtifact:
         BackendError: this host cannot run it.
     """
     return opened(read(directory), threads)
-
-
-@dataclass(frozen=True)
-class Contents:
-    """An artifact that was read and checked, and not opened: no runtime is needed for it.
-
-    Attributes:
-        directory: where it was read.
-        manifest, measurements: the documents.
-        files: the runtime's files.
-        others: the files that differ from run to run: the report, the reference.
-    """
-
-    directory: Path
-    manifest: Mapping[str, Any]
-    measurements: Mapping[str, Any]
-    files: Mapping[str, bytes]
-    others: Mapping[str, bytes]
-
-    @property
-    def target(self) -> Target:
-        """What it was built for."""
-        return target_of(self.manifest["target"])
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Specifications of the flat inputs."""
-        return tuple(spec_of(document) for document in self.manifest["inputs"])
-
-    @property
-    def outputs(self) -> tuple[Any, ...]:
-        """Specifications of the flat outputs, constants among them."""
-        return tuple(spec_of(document) for document in self.manifest["outputs"])
-
-
-def read(directory: str | Path) -> Contents:
-    """Read an artifact and check every file in it.
-
-    Raises:
-        ArtifactError: as :func:`load`.
-    """
-    try:
-        place = atomic.standing(Path(os.path.abspath(directory)))
-        if not place.is_dir():
-            raise ArtifactError(f"{place} is not a directory; give the one that save() wrote")
-        return _read(place)
-    except RecursionError as error:
-        raise ArtifactError(f"{place / MANIFEST} is nested too deeply; {AGAIN}") from error
-    except OSError as error:
-        raise ArtifactError(f"cannot read the artifact {directory}: {error.strerror or error}") from error
 
 
 def opened(contents: Contents, threads: int | None = None) -> LoadedArtifact:
@@ -283,10 +247,6 @@ def _place(directory: str | Path) -> Path:
     return place
 
 
-def _entry(content: bytes) -> dict[str, Any]:
-    return {"sha256": digest(content), "bytes": len(content)}
-
-
 def _refuse(place: Path, overwrite: bool) -> None:
     """Raise where ``place`` holds anything that must not be replaced."""
     place = atomic.standing(place)
@@ -311,43 +271,3 @@ def _refuse(place: Path, overwrite: bool) -> None:
         raise ArtifactError(
             f"{place} also holds {', '.join(foreign)}; move that away, or give another directory"
         )
-
-
-def _read(place: Path) -> Contents:
-    """Documents and files, each checked."""
-    manifest = unseal(_content(place, MANIFEST), f"{place / MANIFEST}")
-    check(manifest)
-    files = {name: _checked(place, name, entry) for name, entry in manifest["files"].items()}
-    measurements: Any = {}
-    contents: dict[str, bytes] = {}
-    if manifest["volatile"]:
-        document = unseal(_content(place, MEASUREMENTS), f"{place / MEASUREMENTS}")
-        measurements, others = document.get("measurements"), document.get("files")
-        if not isinstance(measurements, dict) or not isinstance(others, dict):
-            raise ArtifactError(f"{place / MEASUREMENTS} is malformed; build the artifact again")
-        if sorted({*others, MEASUREMENTS}) != manifest["volatile"]:
-            raise ArtifactError(f"{place / MEASUREMENTS} is not of this artifact; build the artifact again")
-        contents = {name: _checked(place, name, entry) for name, entry in others.items()}
-    return Contents(place, manifest, measurements, files, contents)
-
-
-def _content(place: Path, name: str) -> bytes:
-    """The bytes of a file that really is in the directory."""
-    if escapes(name):
-        raise ArtifactError(f"{place / MANIFEST} names the file {name!r}, which is not inside the artifact")
-    path = place / name
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing; {AGAIN}")
-    real, root = path.resolve(), place.resolve()
-    if root not in real.parents:
-        raise ArtifactError(f"{path} leads outside the artifact, to {real}; replace it by the file itself")
-    if not real.is_file():
-        raise ArtifactError(f"{path} is not a regular file; {AGAIN}")
-    return real.read_bytes()
-
-
-def _checked(place: Path, name: str, entry: Any) -> bytes:
-    content = _content(place, name)
-    if not isinstance(entry, dict) or entry != _entry(content):
-        raise ArtifactError(f"{place / name} was altered after it was written; {AGAIN}")
-    return content

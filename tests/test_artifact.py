@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import graphprune
-from graphprune import artifact
+from graphprune import artifact, contents
 from graphprune.backend import Lowered, TensorSpec
 from graphprune.errors import ArtifactError, GraphpruneError, InputError
 from graphprune.manifest import seal
@@ -297,7 +297,7 @@ def test_no_directory(write, tmp_path):
 def test_files_outside_are_not_read(write, tmp_path, name):
     (tmp_path / "secret").write_bytes(b"x")
     directory = write()
-    entry = artifact._entry(b"x")
+    entry = contents.entry(b"x")
     edit(directory, lambda m: m["files"].update({name: entry}))
     with pytest.raises(ArtifactError, match="not inside the artifact"):
         artifact.load(directory)

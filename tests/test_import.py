@@ -37,7 +37,7 @@ LAYERS = {
     "plan": ("importance", "quantization", "plan", "candidates", "budget", "schedule"),
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
-    "lower": ("backend", "lowering", "manifest", "reference", "artifact"),
+    "lower": ("backend", "lowering", "manifest", "contents", "reference", "artifact"),
     "measure": ("measure", "sittings", "bracket", "latency", "choice"),
     "front": ("report", "result", "precision", "pruning", "building", "api", "input_text", "sources", "recipe",
         "gates", "emulation", "proof", "cli",

@@ -1,4 +1,4 @@
-"""The command line: ``graphprune optimize | inspect | passes | bench | check``. One file a command.
+"""The command line: ``graphprune optimize | inspect | passes | bench | check | verify …``, a file each.
 
 Results go to standard output, progress and errors to standard error; ``--json`` leaves nothing but JSON on
 standard output. Every deliberate error is one line and an exit code of its own (see ``docs/cli.md``).
@@ -16,9 +16,11 @@ from .. import __version__
 from .bench import bench
 from .check import CHECK_CODES, check
 from .console import EXIT_CODES, guarded
+from .emulator import emulator
 from .inspect import inspect
 from .optimize import optimize
 from .passes import passes
+from .verify import verify
 
 app = typer.Typer(
     name="graphprune",
@@ -29,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (optimize, inspect, passes, bench):
+for command in (optimize, inspect, passes, bench, verify, emulator):
     app.command(epilog=EXIT_CODES)(guarded(command))
 app.command(epilog=CHECK_CODES)(guarded(check))
 
