@@ -2,12 +2,13 @@
 
 Latency falls as a network shrinks, but in steps (a runtime's kernels work on whole blocks of channels), and
 two measurements of one network differ. The search keeps a bracket: the most that was removed and was still
-too slow, and the least that was fast enough. It probes between them where a line through both, over MACs,
-meets the limit, and halves the bracket where lines keep landing on one side, as on a staircase. A probe
-gets more rounds while its confidence bounds enclose the limit. What is left at the end is measured afresh,
-because a probe that was picked for being fast is likely to have been lucky: it counts only if the upper
-confidence bound of its median (order statistics, no distribution assumed) is within the limit; otherwise
-more goes.
+too slow, and the least that was fast enough. It probes between them where a line through both meets the
+limit: a line over predicted latency (:mod:`graphprune.latency_model`), which every probe so corrects, or over
+MACs where nothing is predicted. It halves the bracket where lines keep landing on one side, as on a
+staircase. A probe gets more rounds while its confidence bounds enclose the limit. What is left at the end is
+measured afresh, because a probe that was picked for being fast is likely to have been lucky: it counts only
+if the upper confidence bound of its median (order statistics, no distribution assumed) is within the limit;
+otherwise more goes.
 
 >>> staircase = lambda count, rounds: ([1.0 - count // 4 * 0.04] * rounds, [1.0] * rounds)
 >>> found, probes = search(staircase, lambda count: 100 - count, 100, Goal.parse(0.5), tolerance=0.0)
@@ -17,17 +18,12 @@ more goes.
 
 from __future__ import annotations
 
-import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import comb, isfinite
 
 from .errors import InputError
-from .measure import Ratio
-
-Samples = tuple[Sequence[float], Sequence[float]]
-"""Milliseconds of the smaller and of the whole network, taken in turns: one of each a round."""
+from .goal import Goal, Probe, Samples, bounds, quartiles
 
 ROUNDS = 12
 PROBES = 8
@@ -35,75 +31,6 @@ TOLERANCE = 0.02
 MARGIN = 0.02  # one and the same artifact differs by that from process to process: where its memory lies
 EFFORT = 4  # measurements of one probe, pooled, while its confidence bounds enclose the limit
 CONFIRMATIONS = 3  # measurements of what was chosen, pooled, before it is given up as undecided
-_TIME = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(us|µs|ms|s)\s*")
-_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A latency budget: a share of the whole network's latency, or milliseconds.
-
-    >>> Goal.parse("0.8s").ms, Goal.parse(0.5).share
-    (800.0, 0.5)
-    """
-
-    text: str
-    share: float | None = None
-    ms: float | None = None
-
-    @staticmethod
-    def parse(budget: float | str) -> Goal:
-        """A budget as users write it: ``0.5``, ``"5ms"``, ``"0.8s"``, ``"300us"``.
-
-        Raises:
-            InputError: it is neither, or out of range.
-        """
-        known = "a share up to 1.0 of the unpruned network's, or a time such as '5ms' or '0.8s'"
-        if isinstance(budget, str):
-            match = _TIME.fullmatch(budget)
-            if match is None:
-                raise InputError(f"latency budget {budget!r} is not understood; it is {known}")
-            ms = float(match[1]) * _MS[match[2]]
-            if not ms > 0:
-                raise InputError(f"latency budget {budget!r} must be more than nothing")
-            return Goal(budget.strip(), ms=ms)
-        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not isfinite(budget):
-            raise InputError(f"latency budget {budget!r} is not understood; it is {known}")
-        if not 0 < budget <= 1:
-            raise InputError(f"latency budget {budget} is out of range; it is {known}")
-        return Goal(f"{budget:g}", share=float(budget))
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One measured network.
-
-    Attributes:
-        count: steps of the queue that were taken.
-        macs: multiply-accumulates that are left, and their ``share``.
-        ratio: its latency to the whole network's, over rounds: median and quartiles.
-        bounds: one-sided 95 % confidence bounds of that median, lower and upper.
-        latency_ms, whole_ms: medians of both, milliseconds.
-        rounds: how many.
-        fresh: whether this is a confirmation, with samples of its own.
-    """
-
-    count: int
-    macs: int
-    share: float
-    ratio: Ratio
-    bounds: tuple[float, float]
-    latency_ms: float
-    whole_ms: float
-    rounds: int
-    fresh: bool = False
-
-    def __str__(self) -> str:
-        kind = "confirmed at" if self.fresh else "probed at"
-        return (
-            f"{kind} {self.share:.3f} of the MACs: latency {self.ratio.median:.3f} of the unpruned "
-            f"({self.ratio.low:.3f} to {self.ratio.high:.3f}, {self.rounds} rounds), {self.latency_ms:.3g} ms"
-        )
 
 
 def search(
@@ -117,6 +44,7 @@ def search(
     probes: int = PROBES,
     tolerance: float = TOLERANCE,
     margin: float = MARGIN,
+    predict: Callable[[int], float] | None = None,
 ) -> tuple[Probe, tuple[Probe, ...]]:
     """The least count of steps whose measured latency meets the goal, and every probe in order.
 
@@ -130,6 +58,7 @@ def search(
         tolerance: the bracket is narrow enough when its ends differ by this share of their MACs, or its
             fast end is this close to the limit; 0 goes on to a single step.
         margin: share of the limit that is kept free, for what one process cannot know of another.
+        predict: steps taken → latency as a share of the whole network's, from a model; never rises.
 
     Raises:
         InputError: nothing meets the goal; names the closest.
@@ -137,7 +66,7 @@ def search(
     if rounds < 1 or probes < 1 or not 0 <= tolerance < 1 or not 0 <= margin < 1:
         options = f"rounds={rounds}, probes={probes}, tolerance={tolerance}, margin={margin}"
         raise InputError(f"cannot search with {options}")
-    state = _Search(measure, sizes, first, last, goal, rounds, tolerance, margin)
+    state = _Search(measure, sizes, first, last, goal, rounds, tolerance, margin, predict)
     return state.run(probes), tuple(state.history)
 
 
@@ -151,6 +80,7 @@ class _Search:
     rounds: int
     tolerance: float
     margin: float
+    predict: Callable[[int], float] | None = None
     history: list[Probe] = field(default_factory=list)
     known: dict[int, Probe] = field(default_factory=dict)
     samples: dict[int, tuple[list[float], list[float]]] = field(default_factory=dict)
@@ -194,11 +124,11 @@ class _Search:
         slow = [c for c, p in self.known.items() if p.ratio.median > self.limit or c in self.refused]
         low = self.known[max([0, *slow])]
         # What is hardly smaller than one that was refused would only be tried until it is lucky.
-        below = low.share * (1 - self.tolerance) if low.count in self.refused else low.share
+        below = self.place(low) * (1 - self.tolerance if low.count in self.refused else 1.0)
         fast = [
             count
             for count, probe in self.known.items()
-            if count > low.count and (probe.share <= below or count == self.last)
+            if count > low.count and (self.place(probe) <= below or count == self.last)
         ]
         return low, self.known[min(fast)] if fast else None
 
@@ -206,7 +136,8 @@ class _Search:
         if high.count <= max(low.count + 1, self.first):
             return True
         close = high.ratio.median >= self.limit * (1 - self.tolerance)
-        return self.tolerance > 0 and (close or low.share - high.share <= self.tolerance * low.share)
+        apart = self.place(low) - self.place(high)
+        return self.tolerance > 0 and (close or apart <= self.tolerance * self.place(low))
 
     def decided(self, count: int) -> Probe:
         """Measure until it is clear on which side of the limit it is, or as clear as it will be."""
@@ -227,22 +158,43 @@ class _Search:
         slow = max(low.ratio.median, low.bounds[1]) if low.count else 1.0
         # A line through both ends; without a fast one, through the whole network, or the origin.
         if high is not None:
-            run, rise = low.share - high.share, slow - high.ratio.median
+            run, rise = self.place(low) - self.place(high), slow - high.ratio.median
         else:
-            run, rise = (1 - low.share, 1 - slow) if low.count else (1.0, 1.0)
+            run, rise = (1 - self.place(low), 1 - slow) if low.count else (1.0, 1.0)
         if rise <= 0 or run <= 0:
             return (first + last + 1) // 2
-        share = low.share - (slow - aim) * run / rise
+        place = self.place(low) - (slow - aim) * run / rise
         if low.count in self.refused:
-            share = min(share, low.share * (1 - self.tolerance))
-        return max(first, min(last, self.at(share, first, last)))
+            place = min(place, self.place(low) * (1 - self.tolerance))
+        return max(first, min(last, self.at(place, first, last)))
 
-    def at(self, share: float, low: int, high: int) -> int:
-        """The least count in a range that leaves at most this share of the MACs, or the range's end."""
+    def at(self, place: float, low: int, high: int) -> int:
+        """The least count in a range that stands no higher than this, or the range's end."""
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.share(middle) <= share else (middle + 1, high)
+            low, high = (low, middle) if self.position(middle) <= place else (middle + 1, high)
         return low
+
+    def place(self, probe: Probe) -> float:
+        """Where a probe stands on what lines are drawn over."""
+        return probe.share if probe.predicted is None else probe.predicted
+
+    def position(self, count: int) -> float:
+        """Where a count stands: its predicted latency, or its MACs; a share of the whole network's."""
+        return self.share(count) if self.predict is None else self.predict(count)
+
+    def expected(self, count: int) -> float:
+        """The predicted latency, corrected by what was measured: on a line between the nearest two."""
+        here, measured = self.position(count), sorted(self.known)
+        before = self.known[max(c for c in measured if c < count)] if count else None
+        after = next((self.known[c] for c in measured if c > count), None)
+        if before is None:
+            return here
+        if after is None or self.place(before) <= self.place(after):
+            return here * before.ratio.median / self.place(before) if before.count else here
+        share = (self.place(before) - here) / (self.place(before) - self.place(after))
+        low = before.ratio.median if before.count else 1.0
+        return low + share * (after.ratio.median - low)
 
     def share(self, count: int) -> float:
         return self.sizes(count) / max(1, self.sizes(0))
@@ -266,20 +218,30 @@ class _Search:
 
     def probe(self, count: int, rounds: int, fresh: bool = False) -> Probe:
         """Measure; samples of one count are pooled."""
+        foretold = self.foretold(count)
         ours, theirs = self.samples.setdefault(count, ([], []))
         more = self.measure(count, rounds)
         ours.extend(more[0])
         theirs.extend(more[1])
         ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
         found = Probe(
-            count, self.sizes(count), self.share(count), _quartiles(ratios), bounds(ratios),
-            statistics.median(ours), statistics.median(theirs), len(ratios), fresh,
+            count, self.sizes(count), self.share(count), quartiles(ratios), bounds(ratios),
+            statistics.median(ours), statistics.median(theirs), len(ratios), fresh, *foretold,
         )  # fmt: skip
         self.known[count] = found
         if self.history and self.history[-1].count == count and len(more[0]) < len(ours):
             self.history.pop()  # the same with fewer rounds
         self.history.append(found)
         return found
+
+    def foretold(self, count: int) -> tuple[float | None, float | None]:
+        """What was predicted and expected before the count was first measured."""
+        if self.predict is None or not count:
+            return None, None
+        known = self.known.get(count)
+        if known is not None:
+            return known.predicted, known.expected
+        return self.predict(count), self.expected(count)
 
     def out_of_reach(self) -> InputError:
         best = min((p for p in self.known.values() if p.count), key=lambda p: p.ratio.median)
@@ -288,27 +250,3 @@ class _Search:
             f"the unpruned network's ({best.latency_ms:.3g} of {best.whole_ms:.3g} ms, with {best.share:.3f} "
             "of the MACs). Lower `minimum`, allow statistical axes, or ask for less"
         )
-
-
-def bounds(values: Sequence[float]) -> tuple[float, float]:
-    """One-sided 95 % bounds of the median of what ascending ``values`` are drawn from.
-
-    Of n values, the median is below the k-th with the probability that a fair coin falls on one side fewer
-    than k times in n; the bound is the first k for which that is 95 %.
-
-    >>> bounds(list(range(1, 21)))
-    (6, 15)
-    """
-    n, below = len(values), 0.0
-    for k in range(1, n + 1):
-        below += comb(n, k - 1) / 2**n
-        if below >= 0.95:
-            return values[n - k], values[k - 1]
-    return values[0], values[-1]
-
-
-def _quartiles(values: Sequence[float]) -> Ratio:
-    if len(values) == 1:
-        return Ratio(values[0], values[0], values[0])
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Ratio(median, low, high)

@@ -172,18 +172,27 @@ class Candidates:
         priced = scope == "global" and additive(importance)
         return Candidates(graph, steps, kinds, scope, priced, CostModel(graph))
 
-    def queue(self, sizes: Mapping[Atom, int], wanted: Mapping[str, float]) -> Queue:
+    def queue(
+        self,
+        sizes: Mapping[Atom, int],
+        wanted: Mapping[str, float],
+        pricing: Callable[[Axis, float], float] | None = None,
+    ) -> Queue:
         """All steps in one order.
 
         Args:
             sizes: of axes, where the scores are divided by what a step saves there.
             wanted: absolute budgets, whose shares a step saves.
+            pricing: axis and the share of the budgets that one of its positions takes up → what scores are
+                divided by instead of that share.
         """
         entries: list[tuple[bool, float, int, int, Step]] = []
         now = self.model.totals({})
         for number, (name, steps) in enumerate(self.steps.items()):
             axis = self.graph.axes[name]
             price = self._price(axis, sizes, wanted, now) if self.priced else 1.0
+            if pricing is not None and self.priced:
+                price = pricing(axis, price)
             for index, (step, mean) in enumerate(zip(steps, _pooled(steps), strict=True)):
                 # Local: the share that is gone after this step decides, so that all axes shrink alike.
                 key = step.gone / axis.size if self.scope == "local" else mean / price

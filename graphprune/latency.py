@@ -1,40 +1,62 @@
 """Pruning to a latency: the plan that removes the least and whose artifact is measured to be fast enough.
 
-Positions stand in one queue (:mod:`graphprune.budget`), and taking more of it gives a smaller network. For a
-handful of points of the queue, the network is really pruned, rewritten by the lossless passes, lowered to the
-target's runtime and timed in turns with the unpruned artifact; :mod:`graphprune.bracket` chooses the points.
-Nothing is predicted, so the target must run on this host. Sizes decide and weights do not: a repair
-afterwards keeps the latency.
+Positions stand in one queue (:mod:`graphprune.candidates`), and taking more of it gives a smaller network.
+How long that takes is foretold from measured times of its operators (:mod:`graphprune.latency_model`), out of
+a table that is kept from run to run; what the table lacks is measured now, as far as :data:`SECONDS` go. The
+point of the queue where the forecast meets the budget is really pruned, lowered and timed in turns with the
+unpruned artifact, and :mod:`graphprune.bracket` corrects the forecast by what was measured until the budget
+holds, or is out of reach. What is returned was timed, so the target must run on this host. Sizes decide and
+weights do not: a repair afterwards keeps the latency.
+
+Scores that are costs (importance ``reconstruction``) are weighed against the latency that a step saves, as
+the table has it; against multiply-accumulates where nothing is known.
 """
 
 from __future__ import annotations
 
 import logging
-import time
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from . import bracket
-from .backend import Lowered, Runner
-from .bracket import Goal, Probe, Samples
+from .axes.axis import Axis
+from .blocks import Sizes
 from .budget import PRICINGS
 from .candidates import Candidates, Queue
-from .errors import BackendError, InputError, TargetError
+from .goal import Goal, Probe, Samples
 from .graph import Graph
-from .lowering import candidates as backends_for
-from .lowering import deploy
-from .measure import interleaved
-from .pipeline import LOSSLESS, Context, Pipeline
+from .latency_bench import Bench
+from .latency_model import LatencyModel
 from .plan import Plan
-from .target import Target, host_arch
+from .target import Target
+from .tuning import Filled, Outlook, widths
 
-TURN = 0.05  # seconds that a timed turn lasts at least: several slices of a processor that others use, too
-CALLS = 5  # from which the length of a call is taken
-PAUSE = 0.01  # seconds before a turn, for threads of the other session to stop spinning
+SECONDS = 120.0  # that a plan spends on filling the table; `graphprune tune` does it ahead of time
+_POINTS = 256  # of a queue at which the latency is foretold; others lie between
+_LEAST_PRICE = 0.1  # of what its multiply-accumulates say: a measured saving may be nothing but noise
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What was foretold from the table.
+
+    Attributes:
+        sum_ms: the unpruned network's operators together.
+        used: how many times of the table went into it.
+        filled: what was measured for this plan.
+        unmeasured: blocks of which nothing is known, estimated by their size.
+        table: where the table is kept.
+    """
+
+    sum_ms: float
+    used: int
+    filled: Filled
+    unmeasured: int
+    table: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,8 @@ class LatencyRecord:
         probes: everything that was measured, in order; the first is the unpruned network against itself.
         chosen: the confirmation of what was chosen.
         backend, threads: what ran it.
+        forecast: the table's part, ``None`` where nothing was foretold.
+        reason: why nothing was.
     """
 
     budget: str
@@ -55,6 +79,8 @@ class LatencyRecord:
     chosen: Probe
     backend: str
     threads: int | None
+    forecast: Forecast | None = None
+    reason: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -65,10 +91,34 @@ class LatencyRecord:
             f"latency budget {self.budget}: measured {found.latency_ms:.3g} of {found.whole_ms:.3g} ms "
             f"({found.ratio.median:.3f}, at most {self.limit:.3f} asked) with {found.share:.3f} of the MACs, "
             f"on {runs}",
+            *self._foretold(),
             f"noise: the unpruned artifact takes {noise.ratio.median:.3f} ({noise.ratio.low:.3f} to "
             f"{noise.ratio.high:.3f}) of itself, {noise.whole_ms:.3g} ms",
             *map(str, others),
         )
+
+    def _foretold(self) -> tuple[str, ...]:
+        found, forecast = self.chosen, self.forecast
+        if forecast is None:
+            return (f"nothing was predicted: {self.reason}",) if self.reason else ()
+        lines = []
+        if found.predicted is not None and found.expected is not None:
+            said = {"from the table": found.predicted, "after correction": found.expected}
+            lines += [
+                f"predicted {how}: {share * found.whole_ms:.3g} ms ({share:.3f}), measured is "
+                f"{found.ratio.median / share:.3f} of that"
+                for how, share in said.items()
+            ]
+        filled = forecast.filled
+        late = f", {filled.missing} left out as the time was up" if filled.missing else ""
+        guess = f", {forecast.unmeasured} operators estimated by size" if forecast.unmeasured else ""
+        lines.append(
+            f"latency table: {forecast.used} times used, {filled.measured} of them measured now in "
+            f"{filled.seconds:.0f} s{late}{guess}; the unpruned network's operators add up to "
+            f"{forecast.sum_ms:.3g} ms, it takes {self.probes[0].whole_ms:.3g}; kept in {forecast.table}"
+        )
+        lines += [f"not measured alone: {reason}" for reason in [*dict.fromkeys(filled.refused.values())][:3]]
+        return tuple(lines)
 
 
 def solve(
@@ -83,7 +133,9 @@ def solve(
     probes: int = bracket.PROBES,
     tolerance: float = bracket.TOLERANCE,
     margin: float = bracket.MARGIN,
+    seconds: float = SECONDS,
     measure: Callable[[Plan, int], Samples] | None = None,
+    outlook: Outlook | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[Plan, LatencyRecord]:
     """The plan that takes the fewest steps of the queue and is measured to meet the budget.
@@ -96,21 +148,32 @@ def solve(
         backend: a backend's name, or ``auto``.
         threads: of the runtime; ``None`` is its default.
         rounds, probes, tolerance, margin: see :func:`graphprune.bracket.search`.
+        seconds: how long operators that the table lacks may be measured; 0 takes what is there.
         measure: (plan, rounds) → samples; by default lowers and times.
+        outlook: what latencies are foretold with; by default this machine's table, and nothing where
+            ``measure`` is given.
         progress: called with a line of text before each measurement.
 
     Raises:
         InputError: the budget is out of range, or cannot be reached; names the closest.
         TargetError: the target does not run on this host.
         BackendError: the runtime is missing, or cannot lower the network.
+        ArtifactError: the latency table is damaged, or another machine's.
     """
     goal = Goal.parse(budget)
-    used = backend
+    used, where, say = backend, "memory", progress or log.debug
     if measure is None:
-        bench = _Bench(graph, target, backend, threads)
+        bench = Bench(graph, target, backend, threads)
         measure, used = bench, bench.backend.name
-    queue = _queue(candidates, goal.share or 0.5)
-    say = progress or log.debug
+        if outlook is None:
+            outlook, where = bench.outlook(widths(candidates))
+    share = goal.share or 0.5
+    queue, forecast, predict, reason = _queue(candidates, share), None, None, ""
+    if outlook is not None:
+        with outlook.table:
+            queue, forecast, predict, reason = _foretold(
+                candidates, queue, share, outlook, seconds, where, say
+            )
 
     def sample(count: int, rounds: int) -> Samples:
         share = queue.totals(count)["macs"] / max(1, queue.totals(0)["macs"])
@@ -118,92 +181,84 @@ def solve(
         return measure(queue.plan(count), rounds)
 
     found, history = bracket.search(
-        sample, lambda count: queue.totals(count)["macs"], len(queue), goal,
-        first=queue.forced, rounds=rounds, probes=probes, tolerance=tolerance, margin=margin,
+        sample, lambda count: queue.totals(count)["macs"], len(queue), goal, first=queue.forced,
+        rounds=rounds, probes=probes, tolerance=tolerance, margin=margin, predict=predict,
     )  # fmt: skip
     limit = goal.share if goal.share is not None else (goal.ms or 0.0) / found.whole_ms
-    return queue.plan(found.count), LatencyRecord(goal.text, limit, history, found, used, threads)
+    record = LatencyRecord(goal.text, limit, history, found, used, threads, forecast, reason)
+    return queue.plan(found.count), record
 
 
-def _queue(candidates: Candidates, share: float) -> Queue:
-    """The steps in order; scores that are costs are weighed against the MACs they save near that share."""
+def _queue(
+    candidates: Candidates, share: float, model: LatencyModel | None = None, start: Queue | None = None
+) -> Queue:
+    """The steps in order; scores that are costs are weighed against what they save near that share."""
     wanted = {"macs": 1.0}  # only which budget it is matters here, not how much
-    queue = candidates.queue({}, wanted)
+    queue = start or candidates.queue({}, wanted)
     for _ in range(PRICINGS if candidates.priced else 0):
-        count = queue.first(partial(_down_to, queue, share))
-        queue = candidates.queue(queue.sizes(count), wanted)
+        sizes = queue.sizes(_point(queue, share, model))
+        price = None if model is None else partial(_price, model, sizes)
+        queue = candidates.queue(sizes, wanted, price)
     return queue
 
 
-def _down_to(queue: Queue, share: float, count: int) -> bool:
-    return queue.totals(count)["macs"] <= share * queue.totals(0)["macs"]
+def _point(queue: Queue, share: float, model: LatencyModel | None) -> int:
+    """The fewest steps that should leave this share of the latency, or of the MACs without a model."""
+    if model is None:
+        return queue.first(lambda count: queue.totals(count)["macs"] <= share * queue.totals(0)["macs"])
+    whole = model({})
+    return queue.first(lambda count: model(queue.sizes(count)) <= share * whole)
 
 
-@dataclass
-class _Bench:
-    """Lowers plans and times them against the unpruned artifact, in turns within this process."""
+def _price(model: LatencyModel, sizes: Sizes, axis: Axis, macs: float) -> float:
+    """The share of the latency that one position of an axis takes, about: to half of what is left of it."""
+    saved = model.saved(axis.atom, sizes) / max(model({}), 1e-9)
+    return max(saved, _LEAST_PRICE * macs)
 
-    graph: Graph
-    target: Target
-    named: str
-    threads: int | None
-    lowered: dict[Any, Lowered] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if not self.target.runs_here:
-            raise TargetError(
-                f"a latency budget is measured, and target {self.target.name!r} is {self.target.arch} while "
-                f"this host is {host_arch()}; prune on such a host, or give a budget of macs"
-            )
-        if self.graph.is_meta:
-            raise InputError("a latency budget is measured, and the weights are on the meta device")
-        tried = backends_for(self.named, self.target)
-        first = deploy(self._lossless(self.graph), self.target, tried[0], calls={}, verify=False)
-        self.backend = first.backend
-        reason = first.unrunnable or self.backend.unrunnable(self.target)
-        if reason:
-            raise BackendError(f"a latency budget is measured, and the artifact does not run here: {reason}")
-        self.lowered[()] = first.lowered
-        self.whole = self._open(first.lowered)
+def _foretold(
+    candidates: Candidates,
+    queue: Queue,
+    share: float,
+    outlook: Outlook,
+    seconds: float,
+    where: str,
+    say: Callable[[str], None],
+) -> tuple[Queue, Forecast | None, Callable[[int], float] | None, str]:
+    """The queue, weighed by latency where it is weighed; what is foretold along it, or why nothing is."""
 
-    def __call__(self, plan: Plan, rounds: int) -> Samples:
-        key = tuple(sorted(plan.removed.items()))
-        if key not in self.lowered:
-            small = self._lossless(self.graph.apply(plan))
-            self.lowered[key] = self.backend.lower(small, self.target)
-        # A session of its own each time: where its memory lies makes a difference of some percent.
-        pruned = self._open(self.lowered[key])
-        # Turns of one length: in a shorter one, fewer slices of the processor go to others.
-        ours, theirs = self._repeat(pruned), self._repeat(self.whole)
-        timings = interleaved(
-            {
-                "pruned": partial(self._turn, pruned, ours),
-                "whole": partial(self._turn, self.whole, theirs),
-            },
-            rounds=rounds,
-            pause=0.0 if self.threads == 1 else PAUSE,
-        )
-        return (
-            [ms / ours for ms in timings["pruned"].samples],
-            [ms / theirs for ms in timings["whole"].samples],
-        )
+    def progress(done: int, total: int, label: str) -> None:
+        say(f"measure operator {done + 1} of {total}: {label}")
 
-    def _lossless(self, graph: Graph) -> Graph:
-        return Pipeline.parse(LOSSLESS).run(graph, Context(self.target)).graph
+    model = outlook.model
+    first = outlook.fill([queue.sizes(_point(queue, share, None))], seconds=seconds, progress=progress)
+    whole = model({})
+    if not whole:
+        reasons = "; ".join(dict.fromkeys(first.refused.values())) or "there was no time to measure operators"
+        return queue, None, None, f"{reasons}; the plan was found by measuring whole networks alone"
+    queue = _queue(candidates, share, model, queue)
+    # The table is filled around the widths that MACs led to; latency may lead elsewhere.
+    point = queue.sizes(_point(queue, share, model))
+    then = outlook.fill([point], seconds=max(0.0, seconds - first.seconds), progress=progress)
+    filled = Filled(first.measured + then.measured, then.missing, then.refused, first.seconds + then.seconds)
+    predict = _curve(queue, model)
+    return queue, Forecast(whole, outlook.used, filled, model.unmeasured(point), where), predict, ""
 
-    def _open(self, lowered: Lowered) -> Runner:
-        return self.backend.open(lowered.files, lowered.inputs, lowered.outputs, self.target, self.threads)
 
-    def _turn(self, runner: Runner, repeat: int) -> None:
-        for _ in range(repeat):
-            runner(*self.graph.examples)
+def _curve(queue: Queue, model: LatencyModel) -> Callable[[int], float]:
+    """Steps taken → latency as a share of the unpruned network's; never rises."""
+    last = len(queue)
+    counts = sorted({round(i * last / _POINTS) for i in range(_POINTS + 1)})
+    whole, values, lowest = model({}), [], math.inf
+    for count in counts:
+        lowest = min(lowest, model(queue.sizes(count)) / whole)
+        values.append(lowest)
 
-    def _repeat(self, runner: Runner) -> int:
-        """How many calls a turn takes."""
-        fastest = min(self._once(runner) for _ in range(CALLS))
-        return max(1, round(TURN / fastest))
+    def predict(count: int) -> float:
+        after = next(i for i, known in enumerate(counts) if known >= count)
+        if counts[after] == count:
+            return values[after]
+        left = (counts[after] - count) / (counts[after] - counts[after - 1])
+        return values[after] + left * (values[after - 1] - values[after])
 
-    def _once(self, runner: Runner) -> float:
-        start = time.perf_counter()
-        runner(*self.graph.examples)
-        return max(time.perf_counter() - start, 1e-6)
+    return predict

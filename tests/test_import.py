@@ -27,7 +27,7 @@ HEAVY = (
 
 # Left to right; a module imports from its own layer and from those before it. A new module has a line here.
 LAYERS = {
-    "base": ("errors", "notes", "integers", "target", "signature", "structure", "atomic"),
+    "base": ("errors", "notes", "integers", "target", "signature", "structure", "atomic", "cache"),
     "capture": (
         "graph", "graph_text", "batch", "functionalize", "module", "training", "inputs", "declared_inputs",
         "capture", "original", "cost", "provenance", "removal", "calibration",
@@ -38,7 +38,10 @@ LAYERS = {
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "contents", "reference", "artifact"),
-    "measure": ("measure", "sittings", "bracket", "latency", "choice"),
+    "measure": (
+        "measure", "sittings", "choice", "blocks", "latency_table", "latency_model", "stopwatch", "tuning", "goal",
+        "bracket", "latency_bench", "latency",
+    ),
     "front": ("report", "result", "precision", "pruning", "building", "api", "input_text", "sources", "recipe",
         "gates", "emulation", "proof", "cli",
     ),

@@ -17,9 +17,10 @@ from torch import nn
 
 import graphprune
 from graphprune import measure
-from graphprune.bracket import Goal, Samples, bounds, search
+from graphprune.bracket import search
 from graphprune.candidates import Candidates, Limits
 from graphprune.errors import InputError, PassError, TargetError
+from graphprune.goal import Goal, Samples, bounds
 from graphprune.latency import solve
 from graphprune.pipeline import Context, Pipeline
 from graphprune.plan import Plan
@@ -282,9 +283,13 @@ class Bench:
 
     __call__ = staticmethod(by_macs)
 
+    def outlook(self, widths: object) -> tuple[None, str]:
+        """Foretells nothing."""
+        return None, ""
+
 
 def test_optimize_hands_the_budget_on_and_reports_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphprune.latency._Bench", Bench)
+    monkeypatch.setattr("graphprune.latency.Bench", Bench)
     Bench.made.clear()
     result = graphprune.optimize(
         network(), torch.randn(1, 3, 32, 32), target="cpu", latency="5.2ms", threads=1, repair=False,
@@ -303,7 +308,7 @@ def test_optimize_hands_the_budget_on_and_reports_what_was_measured(monkeypatch:
 def test_a_network_that_is_fast_enough_stays(
     graph: graphprune.Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graphprune.latency._Bench", Bench)
+    monkeypatch.setattr("graphprune.latency.Bench", Bench)
     step = Pipeline.parse("prune-channels{latency=10ms}").passes[0]
     result = step.run(graph, Context())
     assert result.graph is graph
@@ -326,7 +331,7 @@ def test_a_latency_stands_alone(graph: graphprune.Graph) -> None:
 
 def test_a_real_network_meets_its_budget(graph: graphprune.Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured here, and once more by other means; a shared host is why the second look is generous."""
-    monkeypatch.setattr("graphprune.latency.TURN", 0.005)
+    monkeypatch.setattr("graphprune.latency_bench.TURN", 0.005)
     lines: list[str] = []
     plan, record = solve(
         graph, 0.6, candidates(graph, 16), get("cpu"), threads=1, rounds=6, probes=4, progress=lines.append
