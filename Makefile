@@ -2,18 +2,21 @@
 #
 #   make demo            EfficientNet-Lite0 with ImageNet weights, before and after
 #   make test            the tests, without those that take minutes
-#   make test-full       all of them
+#   make test-full       all of them, those of ARM under emulation where it can be set up
+#   make arm             the emulated ARM machine, in $(ARM): Debian's packages and wheels, without root
 #   make lint            ruff and mypy
 #   make bench-runtime   artifacts against eager and plain ONNX Runtime
 #
 # Variables: PYTHON, the interpreter the environment is made with; VENV, where it is made; PIP_FLAGS, handed
-# to every `pip install`, for a package index of your own; WORKERS, test processes; PYTEST_FLAGS.
+# to every `pip install` and `pip download`, for a package index of your own; WORKERS, test processes; PYTEST_FLAGS;
+# ARM, where the emulated machine is.
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 WORKERS ?= 2
 PYTEST_FLAGS ?=
+ARM ?= build/arm
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -q --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
@@ -21,7 +24,7 @@ PIP := $(BIN)/python -m pip install -q -q --disable-pip-version-check -c constra
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --durations=10 $(PYTEST_FLAGS)
 
-.PHONY: help demo test test-full lint bench-runtime clean
+.PHONY: help demo test test-full arm lint bench-runtime clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,8 +35,13 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@$(PYTEST) -m "not slow"
 
+# Without apt the ARM machine cannot be set up: the tests that need it are then skipped, and say so.
 test-full: $(VENV)/.test
-	@$(PYTEST)
+	@$(MAKE) --no-print-directory arm || echo "the tests under emulation will be skipped" >&2
+	@GRAPHPRUNE_EMULATOR=$(abspath $(ARM)) $(PYTEST)
+
+arm: $(VENV)/.test
+	@$(BIN)/graphprune emulator $(ARM) --pip-flags='$(PIP_FLAGS)'
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
