@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,10 +40,14 @@ def tensor_outputs(graph: Graph) -> list[int]:
     return kept
 
 
-def exported(graph: Graph, kept: Sequence[int]) -> torch.export.ExportedProgram:
+def exported(graph: Graph, kept: Sequence[int], most: int | None = None) -> torch.export.ExportedProgram:
     """The graph with the outputs ``kept``, exported; symbolic sizes stay symbolic.
 
     ``graph`` itself is changed: the caller hands in a copy.
+
+    Args:
+        most: symbolic sizes go up to this, for runtimes that plan memory ahead; those of the example
+            inputs fit in any case.
 
     Raises:
         BackendError: it does not trace with its symbolic sizes.
@@ -53,13 +57,15 @@ def exported(graph: Graph, kept: Sequence[int]) -> torch.export.ExportedProgram:
     for node in graph.find(aten.view.default):
         # A view of attention's result fits the strides of the kernel that was captured, and no others.
         node.target = aten.reshape.default
+    # Values do not matter here, sizes do: an example of one sample would fix the batch to one.
+    hints = sizes_of(graph, most)
     examples, shapes = [], []
     for node, example in zip(graph.placeholders, graph.examples, strict=True):
         sizes = node.meta["val"].shape
-        wanted = [s if isinstance(s, int) else s.node.hint or 2 for s in sizes]
-        # Values do not matter here, sizes do: an example of one sample would fix the batch to one.
+        wanted = [at_sizes(s, hints) for s in sizes]
         examples.append(example.contiguous() if list(example.shape) == wanted else example.new_zeros(wanted))
-        shapes.append({i: torch.export.Dim.DYNAMIC for i, s in enumerate(sizes) if not isinstance(s, int)})
+        symbolic = [i for i, size in enumerate(sizes) if not isinstance(size, int)]
+        shapes.append({i: _up_to(most and wanted[i]) for i in symbolic})
     open_sizes = tuple(shapes) if any(shapes) else None
     try:
         return torch.export.export(graph.callable(), tuple(examples), dynamic_shapes=open_sizes, strict=False)
@@ -90,6 +96,30 @@ def specifications(graph: Graph) -> tuple[tuple[TensorSpec, ...], tuple[Any, ...
         spec(named.get(i, f"output_{i}"), value.meta["val"]) if isinstance(value, fx.Node) else value
         for i, value in enumerate(flat)
     )
+
+
+def sizes_of(graph: Graph, most: int | None = None) -> dict[Any, int]:
+    """Symbols of the inputs' sizes → a number for each: ``most``, or what it was captured with if more.
+
+    Traced at the end of its range a size stays open up to it: convolutions ask whether a batch is below 16.
+    """
+    found: dict[Any, int] = {}
+    for node in graph.placeholders:
+        for size in node.meta["val"].shape:
+            if not isinstance(size, int):
+                hint = size.node.hint or 2
+                found.setdefault(size.node.expr, hint if most is None else max(most - len(found), hint))
+    return found
+
+
+def at_sizes(size: Any, symbols: Mapping[Any, int]) -> int:
+    """A size where its symbols have these values."""
+    return size if isinstance(size, int) else int(size.node.expr.xreplace(dict(symbols)))
+
+
+def _up_to(most: int | None) -> Any:
+    dynamic = torch.export.Dim.DYNAMIC
+    return dynamic if most is None else dynamic(max=most)
 
 
 def first_line(error: BaseException) -> str:

@@ -119,3 +119,13 @@ OPENVINO = replace(ONNX_RUNTIME, inputs=frozenset({"linear"}))
 
 # Inductor has integer kernels for convolutions and linears, and none for products of two activations.
 INDUCTOR = replace(ONNX_RUNTIME, inputs=frozenset({"linear"}))
+
+# XNNPACK, as ExecuTorch hands it a graph: results are quantized, too, and a concatenation has one scale. Its
+# sigmoid, average over windows and attention are float kernels.
+XNNPACK = Scheme(
+    whole=frozenset({"convolution", "linear"}),
+    between=frozenset({"add", "mul", "average-pool"}),
+    shares=frozenset({"max-pool", "reshape", "transpose", "concat"}),
+    absorbed=frozenset({"relu", "clamp"}),
+    joined=frozenset({"pad"}),
+)

@@ -95,9 +95,12 @@ def clamp_range(node: fx.Node) -> tuple[Any, Any]:
 
 
 def _over_space(node: fx.Node) -> bool:
-    value = node.args[0].meta["val"]  # type: ignore[union-attr]
+    # What it reads may just have been inserted, and not be typed yet.
     dims = argument(node, "dim")
-    return value.dim() == 4 and isinstance(dims, (list, tuple)) and {d % 4 for d in dims} == {2, 3}
+    if not isinstance(dims, (list, tuple)):
+        return False
+    rank = node.meta["val"].dim() + (0 if argument(node, "keepdim") else len(dims))
+    return rank == 4 and {d % 4 for d in dims} == {2, 3}
 
 
 def _with_zeros(node: fx.Node) -> bool:
