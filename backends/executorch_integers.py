@@ -60,8 +60,11 @@ def for_xnnpack(graph: Graph) -> None:
             _signed(graph, node)
         elif node.target in _DYNAMIC:
             _signed_dynamic(node)
-        elif node.target is aten.mean.dim and kind(node) == "average-pool":
+    for node in list(graph.fx.nodes):
+        if node.target is aten.mean.dim and kind(node) == "average-pool":
             _kept_dimensions(graph, node)
+        elif kind(node) == "reshape":
+            _one_open_size(graph, node)
     for node in [n for n in graph.fx.nodes if n.target in (_BY_CHANNEL, _DEQUANTIZE)]:
         if graph.constant(node.args[0]) is not None and not _in_integers(node):
             _as_float(graph, node)
@@ -125,9 +128,10 @@ def _kept_dimensions(graph: Graph, node: fx.Node) -> None:
     steps: list[tuple[Any, tuple[Any, ...]]] = [(aten.mean.dim, (node.args[1], True))]
     if len(node.users) == 1 and quantizer.target is _QUANTIZE:
         steps += [(_QUANTIZE, quantizer.args[1:]), (_DEQUANTIZE, quantizer.args[1:])]
+    shape = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
     result = node.args[0]
     with graph.fx.inserting_before(node):
-        for target, rest in (*steps, (aten.flatten.using_ints, (1,))):
+        for target, rest in (*steps, (aten.reshape.default, (shape,))):
             result = graph.fx.call_function(target, (result, *rest))
     node.replace_all_uses_with(result)  # type: ignore[arg-type]
     graph.fx.erase_node(node)
@@ -151,6 +155,18 @@ def _again(graph: Graph, node: fx.Node) -> fx.Node:
     scale, zero = (graph.fx.call_function(operator.getitem, (chosen, i)) for i in (0, 1))
     small = graph.fx.call_function(_DYNAMIC[1], (quantizer.args[0], scale, zero, *quantizer.args[3:]))
     return graph.fx.call_function(_DYNAMIC[2], (small, scale, zero, *node.args[3:]))
+
+
+def _one_open_size(graph: Graph, node: fx.Node) -> None:
+    """A shape with one symbolic size, which XNNPACK works out by itself where it is left open."""
+    shape = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+    if shape.count(-1) != 1:
+        return
+    with graph.fx.inserting_before(node):
+        open_ = graph.fx.call_function(aten.reshape.default, (node.args[0], shape))
+    open_.meta = dict(node.meta)
+    node.replace_all_uses_with(open_)
+    graph.fx.erase_node(node)
 
 
 def _as_float(graph: Graph, node: fx.Node) -> None:

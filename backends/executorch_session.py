@@ -79,8 +79,9 @@ class ExecuTorchRunner:
     def _open(self) -> None:
         _POOL.resize(self.threads)
         try:
-            self._module = self._library._load_for_executorch_from_buffer(self._program)
-            self._meta = self._module.method_meta(METHOD)
+            opened = self._library._load_program_from_buffer(self._program)
+            self._method = opened.load_method(METHOD)
+            self._opened = opened  # the method lives as long as it
         except Exception as error:
             raise BackendError(self._unopened(error)) from error
         self._opened_at = _POOL.changes
@@ -97,13 +98,14 @@ class ExecuTorchRunner:
     def _sizes(self) -> list[tuple[int, ...]]:
         """What memory is planned for, of each input; program and specification must be of one artifact."""
         specs = [spec for spec in self.outputs if isinstance(spec, TensorSpec)]
-        there = (self._meta.num_inputs(), self._meta.num_outputs())
+        meta = self._method.method_meta()
+        there = (meta.num_inputs(), meta.num_outputs())
         if there != (len(self.inputs), len(specs)):
             raise BackendError(
                 f"the program has {there[0]} inputs and {there[1]} outputs, the specification "
                 f"{len(self.inputs)} and {len(specs)}"
             )
-        largest = [tuple(self._meta.input_tensor_meta(i).sizes()) for i in range(there[0])]
+        largest = [tuple(meta.input_tensor_meta(i).sizes()) for i in range(there[0])]
         for sizes, spec in zip(largest, self.inputs, strict=True):
             fits = len(sizes) == len(spec.shape)
             if not fits or any(isinstance(w, int) and w != n for w, n in zip(spec.shape, sizes, strict=True)):
@@ -129,7 +131,7 @@ class ExecuTorchRunner:
             if self._opened_at != _POOL.changes:
                 self._open()
             try:
-                results = iter(self._module.run_method(METHOD, given))
+                results = iter(self._method(given))
             except Exception as error:
                 raise BackendError(f"ExecuTorch failed while running: {first_line(error)}") from error
         device = inputs[0].device if inputs else torch.device("cpu")
