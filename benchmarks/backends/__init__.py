@@ -1,0 +1,1 @@
+"""Backends against each other, on this host and for others."""
