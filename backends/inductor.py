@@ -24,12 +24,13 @@ import torch._inductor
 import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 
 from graphprune.backend import Audit, Lowered, TensorSpec
-from graphprune.errors import BackendError, InputError
+from graphprune.errors import BackendError
 from graphprune.graph import Graph
 from graphprune.graph_text import operator_name
 from graphprune.integers import INDUCTOR, Scheme
 from graphprune.operands import PRODUCTS
 from graphprune.target import Target, host_arch
+from graphprune.threads import checked, torch_threads
 
 from . import flat_inputs
 from .exported import exported, first_line, specifications, tensor_outputs
@@ -64,9 +65,9 @@ class Inductor:
         if any(isinstance(spec, TensorSpec) and spec.dtype == "int" for spec in outputs):
             raise BackendError("an output is a symbolic size, which a package cannot return; return a tensor")
         work = graph.copy()
-        _understood(work)
+        understood(work)
         operators = asked(work)
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             package = _compiled(exported(work, kept))
         files = {PACKAGE_FILE: package, OPERATORS_FILE: json.dumps(operators).encode()}
         return Lowered(self.name, files, inputs, outputs, {"torch": torch.__version__})
@@ -112,13 +113,11 @@ class InductorRunner:
         outputs: tuple[Any, ...],
         threads: int | None = None,
     ):
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}")
         if PACKAGE_FILE not in files:
             raise BackendError(f"there is no {PACKAGE_FILE} among the files: {', '.join(files) or 'none'}")
-        self.inputs, self.outputs, self.threads = inputs, outputs, threads
+        self.inputs, self.outputs, self.threads = inputs, outputs, checked(threads)
         _check_processor(files[PACKAGE_FILE])
-        with tempfile.TemporaryDirectory(prefix="graphprune-") as folder, _quiet():
+        with tempfile.TemporaryDirectory(prefix="graphprune-") as folder, quiet():
             path = Path(folder) / PACKAGE_FILE
             path.write_bytes(files[PACKAGE_FILE])
             try:
@@ -133,7 +132,7 @@ class InductorRunner:
         # Compiled for rows that follow each other: another layout would be read as if it were that.
         given = [value.detach().cpu().contiguous() for value in inputs]
         try:
-            with torch.no_grad(), _threads(self.threads):
+            with torch.no_grad(), torch_threads(self.threads):
                 found = self._model(*given)
         except Exception as error:
             raise BackendError(f"the package failed while running: {first_line(error)}") from error
@@ -144,7 +143,7 @@ class InductorRunner:
         )
 
 
-def _understood(graph: Graph) -> None:
+def understood(graph: Graph) -> None:
     """What the compiler has no form for is written otherwise, in place, or refused."""
     for node in list(graph.fx.nodes):
         if node.target is qd.dequantize_per_channel.default and node.args[2] is None:
@@ -196,14 +195,19 @@ def _compiled(program: torch.export.ExportedProgram) -> bytes:
         try:
             torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=OPTIONS)
         except Exception as error:
-            why = next((e for e in _causes(error) if "Cxx" in type(e).__name__), None)
-            if why is not None:
-                raise BackendError(
-                    f"inductor needs a C++ compiler and found none that works: {first_line(why)}; install "
-                    "g++, or name one with the variable CXX"
-                ) from error
-            raise BackendError(f"inductor does not compile the graph: {first_line(error)}") from error
+            raise not_compiled(error) from error
         return Path(path).read_bytes()
+
+
+def not_compiled(error: Exception) -> BackendError:
+    """What to say of an error of the compiler."""
+    why = next((e for e in _causes(error) if "Cxx" in type(e).__name__), None)
+    if why is None:
+        return BackendError(f"inductor does not compile the graph: {first_line(error)}")
+    return BackendError(
+        f"inductor needs a C++ compiler and found none that works: {first_line(why)}; install g++, or name "
+        "one with the variable CXX"
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -239,20 +243,7 @@ def _has(instructions: str) -> bool:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is None or count == before:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

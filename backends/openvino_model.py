@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from graphprune.errors import BackendError, InputError, MissingExtraError
+from graphprune.errors import BackendError, MissingExtraError
+from graphprune.threads import checked
 
 from .onnx_files import MODEL_FILE
 
@@ -95,8 +96,7 @@ def compiled(core: Any, model: Any, threads: int | None = None, profile: bool = 
         InputError: ``threads`` is below 1.
         BackendError: OpenVINO has no kernel for an operator; names it.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be at least 1, got {threads}")
+    checked(threads)
     ov = runtime()
     import openvino.properties as properties
     import openvino.properties.hint as hint

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from .errors import GraphpruneError, InputError
+from .threads import torch_threads
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def interleaved(
         InputError: there is no candidate, or a number makes no sense.
     """
     _check(candidates, rounds, warmup, threads)
-    with _threads(threads) as used, _no_collection():
+    with torch_threads(threads) as used, _no_collection():
         for call in candidates.values():
             for _ in range(warmup):
                 call()
@@ -217,17 +218,6 @@ def _quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 @contextmanager
-def _threads(threads: int | None) -> Iterator[int]:
-    before = torch.get_num_threads()
-    try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def _no_collection() -> Iterator[None]:
     """A garbage collection belongs to no candidate."""
     was = gc.isenabled()
@@ -252,7 +242,7 @@ def _answer(name: str, pipe: Any) -> float:
 def _work(pipe: Any, factory: Callable[[], Callable[[], Any]], warmup: int, threads: int | None) -> None:
     """A worker: build, warm up, report the threads, then time one call for every message."""
     try:
-        with _threads(threads) as used, torch.no_grad():
+        with torch_threads(threads) as used, torch.no_grad():
             call = factory()
             for _ in range(warmup):
                 call()

@@ -13,6 +13,8 @@ from .lowering import Deployment
 from .report import Report
 
 if TYPE_CHECKING:
+    from graphprune.backends.inductor_compiled import Compiled
+
     from .module import TracedModule
 
 
@@ -57,6 +59,17 @@ class Result:
         what the pipeline folded away after the last trainable graph is folded again by ``optimize``.
         """
         return self.trainable.module
+
+    def compiled(self, *, threads: int | None = None) -> Compiled:
+        """The optimised graph through ``torch.compile``, for use in this process: compiled and proved.
+
+        Raises:
+            BackendError: there is no C++ compiler, or it does not compile.
+            VerificationError: what came out does not reproduce the graph.
+        """
+        from graphprune.backends.inductor_compiled import Compiled
+
+        return Compiled(self.graph, threads)
 
     def audit(self) -> Audit:
         """Every operator as the runtime executes it.

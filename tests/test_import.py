@@ -27,7 +27,7 @@ HEAVY = (
 
 # Left to right; a module imports from its own layer and from those before it. A new module has a line here.
 LAYERS = {
-    "base": ("errors", "notes", "integers", "target", "signature", "structure", "atomic", "cache"),
+    "base": ("errors", "notes", "integers", "target", "signature", "structure", "atomic", "threads", "cache"),
     "capture": (
         "graph", "graph_text", "batch", "functionalize", "module", "training", "inputs", "declared_inputs",
         "capture", "original", "cost", "provenance", "removal", "calibration",

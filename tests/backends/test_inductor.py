@@ -19,7 +19,8 @@ from graphprune.backends.inductor import Inductor
 from torch import nn
 
 import graphprune
-from graphprune.errors import BackendError, InputError
+from graphprune.errors import BackendError, InputError, VerificationError
+from graphprune.integers import ONNX_RUNTIME
 from graphprune.target import get
 from tests.passes.quantizing import Block, Residual, images
 
@@ -125,18 +126,67 @@ def test_integers_are_computed_in_integers(tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "empty").rglob("*") if path.is_file()]
 
 
-def test_products_that_stay_in_float_are_an_error_unless_allowed() -> None:
-    """There is no integer product of two activations among inductor's kernels."""
+def test_products_of_activations_stay_in_float_by_the_backends_own_scheme() -> None:
+    """There is no integer product of two activations here; a scheme that wants one is refused."""
     torch.manual_seed(3)
     data = images(2, 12, 32)
     options: dict[str, Any] = {
         "calibration": data, "precision": "int8", "backend": "inductor", "measure": False,
     }  # fmt: skip
-    with pytest.raises(BackendError, match="computes in float"):
-        graphprune.optimize(Block().eval(), data[0], **options)
-    result = graphprune.optimize(Block().eval(), data[0], allow_float=True, **options)
+    result = graphprune.optimize(Block().eval(), data[0], **options)
     assert result.report.audit is not None
-    assert result.report.audit.fallbacks
+    assert not result.report.audit.fallbacks
+    assert 0.5 < result.report.audit.integers < 1.0
+    every = replace(CPU, integers=replace(ONNX_RUNTIME, joined=frozenset()))  # a caller's own
+    with pytest.raises(BackendError, match="computes in float"):
+        graphprune.optimize(Block().eval(), data[0], target=every, **options)
+
+
+def test_compiled_in_this_process() -> None:
+    torch.manual_seed(1)
+    model = Two().eval()
+    ids, x = torch.randint(0, 11, (2, 5)), torch.randn(2, 5, 8)
+    result = graphprune.optimize(model, (ids, x), measure=False, backend="onnxruntime", dynamic_batch=True)
+    run = result.compiled(threads=1)
+    assert run.certificate.passed
+    before = torch.get_num_threads()
+    for batch in (2, 1, 6):
+        ids, x = torch.randint(0, 11, (batch, 5)), torch.randn(batch, 5, 8, requires_grad=True)
+        found = run(ids, x=x)
+        with torch.no_grad():
+            wanted = model(ids, x)
+        assert found["kind"] == 7
+        assert close(found["scores"], wanted["scores"])
+        assert close(found["inside"][0], wanted["inside"][0])
+    assert torch.get_num_threads() == before
+    with pytest.raises(InputError, match="at least 1"):
+        result.compiled(threads=0)
+
+
+def test_compiled_in_integers() -> None:
+    from torch._inductor.utils import run_and_get_code
+
+    torch.manual_seed(2)
+    data = images(4, 3, 16, 16)
+    result = graphprune.optimize(
+        Residual(16).eval(), data[0], calibration=data, precision="int8", backend="onnxruntime", measure=False
+    )
+    run, (code,) = run_and_get_code(lambda: result.compiled())
+    assert run.certificate.passed
+    assert code.count("qconv") >= 3
+    assert "_convolution_pointwise" not in code
+    assert "aten.convolution" not in code
+
+
+def test_a_compiled_graph_that_is_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphprune.backends import inductor_compiled
+
+    result = graphprune.optimize(nn.Linear(4, 3).eval(), torch.randn(2, 4), measure=False)
+    monkeypatch.setattr(
+        inductor_compiled.torch, "compile", lambda module, **_: lambda x: tuple(1.01 * y for y in module(x))
+    )
+    with pytest.raises(VerificationError, match="the compiled graph does not reproduce"):
+        result.compiled()
 
 
 def test_a_target_elsewhere_is_refused() -> None:
