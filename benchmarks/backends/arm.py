@@ -5,8 +5,8 @@
     python -m benchmarks.backends.arm resnet18 --forms 'onnxruntime fp32'
 
 Weights are random, so an error is one of arithmetic and not of accuracy. No latency is measured: a processor
-that is emulated has none. A processor is emulated with its own instructions only, so machine code that asks for
-more would crash; for `arm` without a name that is the Cortex-A53.
+that is emulated has none. It is emulated with its own instructions only, so machine code that asks for more
+would crash; for `arm` without a name it is the Cortex-A53.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 import graphprune
 from benchmarks.axes.record import RESULTS, conditions, table
 from benchmarks.quantization.cases import speed_case
+from graphprune.api import Options
 from graphprune.emulation.emulator import Emulator, find
 from graphprune.errors import GraphpruneError
 from graphprune.proof import Proof, prove
@@ -33,12 +34,12 @@ HEAD = ("network", "form", "target", "ran on", "passed", "error", "allowed", "fr
         "in integers", "operators", "latency")  # fmt: skip
 ABOUT = """# Artifacts for ARM
 
-Written by `python -m benchmarks.backends.arm`; batch 1, random weights, one call each, run by qemu's user mode
-on an emulated processor. *Error* is the largest difference from the graph's answers in PyTorch on x86, relative
-to the largest answer, and *allowed* what it may be. For integers that bound is on the noise over the whole
-output: 1.5 times what the graph's own rounding makes. *From x86* is the largest difference from what ONNX
-Runtime answers on x86, from the same file; TVM's machine code does not run there. *In integers* is the share of
-the multiply-accumulates that the emulated ONNX Runtime ran so.
+Written by `python -m benchmarks.backends.arm`; batch 1, random weights, one call each, run by qemu's user
+mode on an emulated processor. *Error* is the largest difference from the graph's answers in PyTorch on x86,
+relative to the largest answer, and *allowed* what it may be. For integers that bound is on the noise over the
+whole output: 1.5 times what the graph's own rounding makes. *From x86* is the largest difference from what
+ONNX Runtime answers on x86, from the same file; TVM's machine code does not run there. *In integers* is the
+share of the multiply-accumulates that the emulated ONNX Runtime ran so.
 """
 
 
@@ -102,7 +103,7 @@ def build(network: str, form: Form, target: str, folder: Path) -> Path:
     """The artifact of a network, saved."""
     case = speed_case(network)
     samples = case.samples(SAMPLES)
-    options = {} if form.precision is None else {"precision": form.precision, "calibration": samples}
+    options: Options = {} if form.precision is None else {"precision": form.precision, "calibration": samples}
     result = graphprune.optimize(
         case.build().eval(), samples[0], target=target, backend=form.backend, measure=False, **options
     )

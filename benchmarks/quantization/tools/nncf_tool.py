@@ -15,8 +15,11 @@ def main(job: dict) -> None:
     """Quantize one file; to OpenVINO's format where the output ends in ``.xml``."""
     options = job["options"]
     arrays = dict(np.load(job["calibration"]))
-    count = len(next(iter(arrays.values())))
-    samples = [{name: values[i : i + 1] for name, values in arrays.items()} for i in range(count)]
+    batch = options.get("batch", 1)
+    count = len(next(iter(arrays.values()))) // batch
+    samples = [
+        {name: values[i * batch : (i + 1) * batch] for name, values in arrays.items()} for i in range(count)
+    ]
     settings: dict = {"subset_size": count}
     if "preset" in options:
         settings["preset"] = nncf.QuantizationPreset[options["preset"]]
