@@ -1,0 +1,146 @@
+"""What is timed of a network: eager torch, other tools, and every artifact of ours, each in its own process.
+
+A call runs the network ``repeat`` times. The plain export is there twice: the ratio of the two is noise.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+import graphprune
+from benchmarks.backends.making import BACKENDS, CONVERTED, INPUTS, NNCF, PLAIN, PRECISIONS, place
+from benchmarks.backends.networks import Setup
+from benchmarks.quantization.measure import OPENVINO
+from benchmarks.quantization.methods import TOOLS, interpreter
+from graphprune.choice import Contestant, fastest
+from graphprune.measure import Timing, isolated
+
+TURN = 0.03  # seconds that a turn of the plain export lasts at least
+PAUSE = 0.02
+
+EAGER, COMPILED = "eager", "torch.compile"
+ORT, AGAIN = "ONNX Runtime", "ONNX Runtime, again"
+OV, OV_FLOAT, OV_INT8 = "OpenVINO", "OpenVINO, float32", "NNCF + OpenVINO"
+PEERS = (EAGER, COMPILED, ORT, AGAIN, OV, OV_FLOAT, OV_INT8)
+
+Call = Callable[[], Any]
+
+
+def timed(setup: Setup, folder: Path, threads: int, rounds: int) -> tuple[dict[str, Timing], int]:
+    """All contestants in turns, and how many runs a turn has."""
+    first = plain(setup, folder, threads, 1)
+    lasted = []
+    for _ in range(4):
+        start = time.perf_counter()
+        first()
+        lasted.append(time.perf_counter() - start)
+    repeat = max(1, round(TURN / min(lasted)))
+    calls = {name: partial(how, setup, folder, threads, repeat) for name, how in contestants(folder).items()}
+    return isolated(calls, rounds=rounds, warmup=2, threads=threads, pause=PAUSE), repeat
+
+
+def contestants(folder: Path) -> dict[str, Callable[[Setup, Path, int, int], Call]]:
+    """What there is to time in a folder."""
+    found: dict[str, Callable[[Setup, Path, int, int], Call]] = {
+        EAGER: eager, COMPILED: compiled, ORT: plain, AGAIN: plain,
+    }  # fmt: skip
+    if (folder / CONVERTED).exists():
+        found[OV] = partial(openvino, CONVERTED, "")
+        found[OV_FLOAT] = partial(openvino, CONVERTED, "f32")
+    if (folder / NNCF).exists():
+        found[OV_INT8] = partial(openvino, NNCF, "")
+    found |= {label: partial(artifact, path) for label, path in artifacts(folder).items()}
+    return found
+
+
+def artifacts(folder: Path) -> dict[str, Path]:
+    """``backend, precision`` → artifact of ours."""
+    return {
+        f"{backend}, {precision}": path
+        for backend in BACKENDS
+        for precision in PRECISIONS
+        if (path := place(folder, backend, precision)).exists()
+    }
+
+
+def automatic(setup: Setup, folder: Path, precision: str, threads: int) -> tuple[Contestant, ...]:
+    """What ``backend="auto"`` measures and takes among the artifacts of a precision."""
+    openers = {
+        label.partition(",")[0]: partial(_opened, path, setup, threads)
+        for label, path in artifacts(folder).items()
+        if label.endswith(f", {precision}")
+    }
+    return fastest(openers, threads=threads)
+
+
+def eager(setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
+    """The network as it is, without gradients."""
+    return _repeated(partial(setup.model(), *setup.inputs()), repeat)
+
+
+def compiled(setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
+    """``torch.compile`` with its defaults."""
+    return _repeated(partial(torch.compile(setup.model()), *setup.inputs()), repeat)
+
+
+def plain(setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
+    """`torch.onnx.export` as it comes, ONNX Runtime with its defaults but for the threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = ort.InferenceSession(folder / PLAIN, options, providers=["CPUExecutionProvider"])
+    given = {name: torch.from_numpy(values) for name, values in np.load(folder / INPUTS).items()}
+
+    def call() -> list[torch.Tensor]:
+        feed = {name: value.numpy() for name, value in given.items()}
+        return [torch.from_numpy(value) for value in session.run(None, feed)]
+
+    return _repeated(call, repeat)
+
+
+def openvino(file: str, hint: str, setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
+    """OpenVINO in a process of its own interpreter that answers a line with a line.
+
+    ``hint`` is what floats are computed in; empty leaves OpenVINO's choice (bfloat16 where the processor has it).
+    """
+    options = [str(threads), str(repeat), str(setup.batch), *([hint] if hint else [])]
+    script = str(TOOLS / "openvino_run.py")
+    worker = subprocess.Popen(
+        [interpreter(OPENVINO), script, "serve", str(folder / file), str(folder / INPUTS), *options],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+    )  # fmt: skip
+
+    def call() -> None:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write("run\n")
+        if not worker.stdout.readline():
+            raise RuntimeError("OpenVINO's process ended")
+
+    return call
+
+
+def artifact(path: Path, setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
+    """What ``graphprune.load`` opens, called with the original's own arguments."""
+    return _repeated(_opened(path, setup, threads), repeat)
+
+
+def _opened(path: Path, setup: Setup, threads: int) -> Call:
+    return partial(graphprune.load(path, threads=threads), *setup.inputs())
+
+
+def _repeated(call: Call, repeat: int) -> Call:
+    def run() -> None:
+        for _ in range(repeat):
+            call()
+
+    return run
