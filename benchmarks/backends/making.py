@@ -39,7 +39,7 @@ INPUTS, FACTS = "inputs.npz", "made.json"
 
 
 def make(setup: Setup, folder: Path, backends: tuple[str, ...] = BACKENDS) -> dict[str, Any]:
-    """Fill ``folder``; returns facts by artifact (errors, seconds, or ``failure``), which it holds as JSON, too."""
+    """Fill ``folder``; returns facts by artifact (error, seconds, or ``failure``), which it holds, too."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FACTS
     facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -107,11 +107,9 @@ def _known(name: str, facts: dict[str, Any], precision: str) -> list[Any]:
 def _facts(one: Built) -> dict[str, Any]:
     macs = one.audit.macs if one.audit is not None else {}
     total = sum(macs.values())
+    errors = [c.max_relative for what, c in one.certificates.items() if what.startswith("artifact against g")]
     return {
-        "error": max(
-            (c.max_relative for title, c in one.certificates.items() if title.startswith("artifact against g")),
-            default=None,
-        ),
+        "error": max(errors, default=None),
         "proved": all(c.passed for c in one.certificates.values()),
         "integers": macs.get("int8", 0) / total if total else None,
         "bytes": sum(map(len, one.deployment.lowered.files.values())),

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from benchmarks.quantization.cases import Case, accuracy_case, speed_case
 
 NAMES = (
-    "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet-lite0", "vit_tiny", "bert-mini",
-    "crepe-tiny",
+    "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet-lite0", "vit_tiny",
+    "bert-mini", "crepe-tiny",
 )  # fmt: skip
 BATCHES = (1, 8)
 CALIBRATION = 16  # samples: nothing but time is measured of the numbers

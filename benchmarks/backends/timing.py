@@ -110,7 +110,8 @@ def plain(setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
 def openvino(file: str, hint: str, setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
     """OpenVINO in a process of its own interpreter that answers a line with a line.
 
-    ``hint`` is what floats are computed in; empty leaves OpenVINO's choice (bfloat16 where the processor has it).
+    ``hint`` is what floats are computed in; empty leaves OpenVINO's choice: bfloat16 where the
+    processor has it.
     """
     options = [str(threads), str(repeat), str(setup.batch), *([hint] if hint else [])]
     script = str(TOOLS / "openvino_run.py")
