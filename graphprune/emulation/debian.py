@@ -96,8 +96,17 @@ class Packages:
             self._options += [f"Dir::Etc::sourcelist={self.folder}/sources.list", "Dir::Etc::sourceparts=-"]
 
     def update(self) -> None:
-        """Fetch the lists of packages."""
-        self._apt("apt-get", "update", what="fetch the lists of packages")
+        """Fetch the lists of packages; one source of several may fail.
+
+        Raises:
+            BackendError: none could be fetched; says why.
+        """
+        what = "fetch the lists of packages"
+        # apt counts a source that does not answer as a warning.
+        warned = self._apt("apt-get", "update", what=what, errors=True)
+        if not any((self.folder / "lists").glob("*Packages*")):
+            lines = [line.removeprefix("W: ") for line in warned.splitlines() if line.startswith("W: ")]
+            raise BackendError(f"cannot {what}: {(lines or ['no source has any'])[0]} (apt-get)")
 
     def depends(self, package: str) -> list[str]:
         """The packages that a package depends on directly, in its own order."""
@@ -122,9 +131,11 @@ class Packages:
         self._apt("apt-get", "download", package, what=f"fetch {package}", cwd=place)
         return next(place.glob("*.deb"))
 
-    def _apt(self, program: str, *arguments: str, what: str, cwd: Path | None = None) -> str:
+    def _apt(
+        self, program: str, *arguments: str, what: str, cwd: Path | None = None, errors: bool = False
+    ) -> str:
         options = [part for option in self._options for part in ("-o", option)]
-        return _call([program, *options, *arguments], what, cwd)
+        return _call([program, *options, *arguments], what, cwd, errors)
 
 
 def unpack(archives: Sequence[Path], folder: Path) -> None:
@@ -137,7 +148,8 @@ def unpack(archives: Sequence[Path], folder: Path) -> None:
             (folder / name).symlink_to(f"usr/{name}")
 
 
-def _call(command: Sequence[str], what: str = "", cwd: Path | None = None) -> str:
+def _call(command: Sequence[str], what: str = "", cwd: Path | None = None, errors: bool = False) -> str:
+    """What a command prints: standard output, or with ``errors`` standard error."""
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False,
                           stdin=subprocess.DEVNULL)  # fmt: skip
@@ -145,4 +157,4 @@ def _call(command: Sequence[str], what: str = "", cwd: Path | None = None) -> st
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")]
         said = (lines or done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
         raise BackendError(f"cannot {what or command[0]}: {said.removeprefix('E: ')} ({command[0]})")
-    return done.stdout
+    return done.stderr if errors else done.stdout

@@ -29,6 +29,11 @@ broken = pathlib.Path({log!r} + ".broken")
 if broken.exists():
     sys.exit("Ign:1 something\\nE: Failed to fetch http://mirror/x.deb\\nE: " + broken.read_text())
 place = pathlib.Path(dict(o.split("=", 1) for o in options)["Dir::Cache::archives"])
+offline = pathlib.Path({log!r} + ".offline")
+if asked[0] == "update":
+    if offline.exists():
+        sys.exit(print("W: Failed to fetch http://mirror  Could not resolve 'mirror'", file=sys.stderr))
+    (place.parent / "lists/mirror_Packages").write_text("")
 if asked[0] == "install":
     names = ["libc6_2.36-9_arm64.deb", "{name}_1_arm64.deb"]
     for name in names:
@@ -159,6 +164,14 @@ def test_apt_says_why(system, tmp_path) -> None:
     with pytest.raises(BackendError, match=r"^cannot fetch the lists of packages: Unable to fetch") as caught:
         install.install(tmp_path / "arm")
     assert "\n" not in str(caught.value)
+
+
+def test_without_a_network(system, tmp_path) -> None:
+    Path(f"{tmp_path}/log.offline").write_text("")
+    with pytest.raises(
+        BackendError, match=r"^cannot fetch the lists of packages: Failed to fetch http://mir"
+    ):
+        install.install(tmp_path / "arm")
 
 
 def test_without_apt(system, tmp_path, monkeypatch) -> None:
