@@ -36,11 +36,18 @@ def workload(function: Any) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate's time. ``ms`` is ``None`` where it did not compile, crashed or was too slow."""
+    """One candidate's time.
+
+    Attributes:
+        ms: ``None`` where it did not compile, crashed or ran out of time.
+        threads: it was measured with.
+        sure: whether it was measured in turns with others that were close.
+    """
 
     knobs: Knobs
     ms: float | None
     threads: int
+    sure: bool = False
 
 
 @dataclass
@@ -72,7 +79,9 @@ class Database:
         """Workload → what was measured for it, in that order."""
         found: dict[str, list[Measured]] = {}
         for record in self.records():
-            value = Measured(Knobs(**record["knobs"]), record["ms"], record["threads"])
+            value = Measured(
+                Knobs(**record["knobs"]), record["ms"], record["threads"], bool(record.get("sure"))
+            )
             found.setdefault(record["workload"], []).append(value)
         return found
 
@@ -82,6 +91,7 @@ class Database:
         record = {
             "machine": self.machine.identity, "tvm": tvm.__version__, "workload": key, "task": task.name,
             "threads": value.threads, "knobs": value.knobs.to_json(), "ms": value.ms,
+            "sure": value.sure,
         }  # fmt: skip
         with self.path.open("a+b") as lines:
             start = b""
@@ -105,7 +115,7 @@ class Chooser:
         for key, values in database.measured().items():
             whole = [m for m in values if m.ms is not None]
             if whole:
-                self._best[key] = min(whole, key=lambda m: (m.threads != threads, m.ms))
+                self._best[key] = min(whole, key=lambda m: (m.threads != threads, not m.sure, m.ms))
         self.tuned = self.asked = 0
 
     def __call__(self, task: Task) -> Knobs | None:

@@ -55,7 +55,8 @@ def _check(graph: Graph) -> None:
         if "quantize" in name or getattr(node.target, "namespace", "") == "graphprune":
             raise BackendError(
                 f"{graph.where(node)}: TVM has no integer form of quantized graphs ({name}): its torch "
-                f"importer does not know quantizers, and its ONNX importer computes in float between them; {_OTHER}"
+                f"importer does not know quantizers, and its ONNX importer computes in float between them; "
+                f"{_OTHER}"
             )
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16):

@@ -37,7 +37,8 @@ def lower(graph: Graph, target: Target, backend: str) -> Lowered:
     content = library(ordered, made_for, link)
     facts = {
         "format": FORMAT, "tvm": str(tvm.__version__), "function": "main", "arch": target.arch,
-        "processor": made_for.identity, "inputs": [_plain(spec, True) for spec in inputs],
+        "processor": made_for.identity, "bytes": len(content),
+        "inputs": [_plain(spec, True) for spec in inputs],
         "outputs": [
             _plain(spec, _computed(value))
             for spec, value in zip(outputs, graph.output.args[0], strict=True)  # type: ignore[arg-type]

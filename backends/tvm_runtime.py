@@ -92,13 +92,19 @@ def facts_of(files: Mapping[str, bytes]) -> dict[str, Any]:
         raise BackendError(f"{FACTS_FILE} is not JSON: {first_line(error)}") from error
     if facts.get("format", 0) > FORMAT:
         raise BackendError(
-            f"{FACTS_FILE} is of format {facts['format']}, newer than this graphprune reads ({FORMAT}); update it"
+            f"{FACTS_FILE} is of format {facts['format']}, newer than this graphprune reads ({FORMAT}); "
+            "update graphprune"
         )
     made_for = architecture(files[LIBRARY_FILE])
     if made_for != host_arch():
         raise BackendError(
             f"{LIBRARY_FILE} is machine code for {made_for}, and this host is {host_arch()}; "
             "run it there, or check it here with: graphprune verify DIR --emulate"
+        )
+    size = len(files[LIBRARY_FILE])
+    if size != facts["bytes"]:  # the loader would read beyond the end, which ends the process
+        raise BackendError(
+            f"{LIBRARY_FILE} is damaged: it has {size} bytes, and was written with {facts['bytes']}"
         )
     return facts
 

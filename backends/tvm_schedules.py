@@ -9,8 +9,9 @@ tile.)
 
 >>> from graphprune.backends.tvm_machine import Machine
 >>> work = Work("conv", (1, 4, 56, 56, 16), (4, 3, 3, 16), padded=True)
->>> default(work, Machine({"kind": "llvm"}, vector=16, tile=28)).columns
-28
+>>> knobs = default(work, Machine({"kind": "llvm"}, vector=16, tile=28))
+>>> knobs.channels, knobs.rows, knobs.columns
+(2, 1, 8)
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .tvm_machine import Machine
 from .tvm_operators import PRODUCTS
 from .tvm_tiles import divisors
 
+ENOUGH = 16  # sums in registers
 PARALLEL_FROM = 50_000  # multiply-adds, below which waking a thread costs more than it computes
 
 
@@ -118,9 +120,13 @@ def space(work: Work, machine: Machine) -> list[Knobs]:
 
 
 def default(work: Work, machine: Machine) -> Knobs:
-    """A schedule that is good without having been measured: the fullest tile, the widest first."""
-    tiles = _tiles(work, machine)
-    c, rows, columns = max(tiles, key=lambda t: (min(prod(t), machine.tile), -t[0], t[2]))
+    """A schedule that is good without having been measured.
+
+    Two channel blocks and as many positions as :data:`ENOUGH` sums allow: more hide no more of the latency
+    of a multiply-add, and the compiler begins to keep some of them in memory.
+    """
+    tiles = [t for t in _tiles(work, machine, everything=True) if prod(t) <= min(ENOUGH, machine.tile)]
+    c, rows, columns = max(tiles, key=lambda t: (prod(t) * 4 >= ENOUGH * 3, t[0] == 2, prod(t), t[2]))
     if work.kind == "dense":
         return Knobs(c, rows, 1, rows, "channels", "whole", 1)
     if work.kind == "depthwise":
@@ -129,8 +135,11 @@ def default(work: Work, machine: Machine) -> Knobs:
     return Knobs(c, rows, columns, rows, "channels", "whole", 0)
 
 
-def _tiles(work: Work, machine: Machine) -> list[tuple[int, int, int]]:
-    """(channel vectors, rows, columns) whose sums fit in registers, the fullest half of them."""
+def _tiles(work: Work, machine: Machine, everything: bool = False) -> list[tuple[int, int, int]]:
+    """(channel vectors, rows, columns) whose sums fit in registers: the fullest, and those half as full.
+
+    With ``everything``, the small ones too.
+    """
     if work.kind == "dense":
         vectors = work.spatial[-1] // work.lanes
         axes = (divisors(vectors, 8), divisors(work.spatial[-2], machine.tile), [1])
@@ -140,7 +149,7 @@ def _tiles(work: Work, machine: Machine) -> list[tuple[int, int, int]]:
         axes = (divisors(blocks, most), divisors(height, machine.tile), divisors(width, machine.tile))
     fit = [tile for tile in product(*axes) if prod(tile) <= machine.tile]
     fullest = max(map(prod, fit))
-    return [tile for tile in fit if 2 * prod(tile) >= fullest]
+    return fit if everything else [tile for tile in fit if 2 * prod(tile) >= fullest]
 
 
 def schedule(function: Any, knobs: Knobs | None, machine: Machine) -> Any:

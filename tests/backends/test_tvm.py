@@ -1,0 +1,360 @@
+"""TVM libraries: they compute what the module does, whatever the sizes; what is refused, and how."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("tvm", reason="needs graphprune[tvm]")
+
+from graphprune.backends import tvm_machine
+from graphprune.backends.tvm import Tvm
+from graphprune.backends.tvm_runtime import architecture
+
+import graphprune
+from graphprune.backend import Lowered
+from graphprune.errors import BackendError, InputError, TargetError
+from graphprune.target import Target, get, host_arch
+from tests.backends.conftest import Everything, Opened, convolutional
+from tests.passes.quantizing import Block, images
+
+CPU = get("cpu")
+
+
+@pytest.fixture
+def runtime() -> str:
+    return "tvm"
+
+
+@pytest.fixture(autouse=True)
+def _no_measured_schedules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody has tuned on this machine must not decide what is tested."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+class Residual(nn.Module):
+    """A strided block with batch norms, a shortcut and a sum, as in ResNets."""
+
+    def __init__(self, inside: int, outside: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inside, outside, 3, stride, 1, bias=False, groups=groups)
+        self.second = nn.Conv2d(outside, outside, 3, 1, 1)
+        self.short = nn.Conv2d(inside, outside, 1, stride)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(outside) for _ in range(2))
+        for name, value in (*self.norms.named_buffers(), *self.norms.named_parameters()):
+            if value.is_floating_point():
+                nn.init.uniform_(value, 0.5, 2) if name.endswith("var") else nn.init.normal_(value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.norms[0](self.first(x)))
+        return torch.relu(self.norms[1](self.second(y)) + self.short(x))
+
+
+class Excited(nn.Module):
+    """A depthwise separable block with squeeze and excitation, as in MobileNetV3."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depth = nn.Conv2d(channels, channels, 5, 2, 2, groups=channels)
+        self.down, self.up = nn.Conv2d(channels, 8, 1), nn.Conv2d(8, channels, 1)
+        self.point = nn.Conv2d(channels, 24, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.hardswish(self.depth(x))
+        scale = torch.sigmoid(self.up(torch.relu(self.down(y.mean((2, 3), keepdim=True)))))
+        return nn.functional.relu6(self.point(y * scale))
+
+
+class Branches(nn.Module):
+    """Concatenations, of whole blocks and not, and what reads them."""
+
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, left, 3, padding=1), nn.Conv2d(3, right, 1)
+        self.after = nn.Conv2d(left + right, 7, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.cat([self.left(x), self.right(x)], 1)
+        return self.after(y), y[:, 1:3]
+
+
+CONVOLUTIONS = {
+    "residual": (Residual(16, 32, 2), (1, 16, 14, 14)),
+    "odd channels": (Residual(13, 21), (2, 13, 9, 11)),
+    "groups of four": (Residual(32, 32, groups=8), (1, 32, 8, 8)),
+    "groups of odd width": (Residual(15, 25, 2, groups=5), (1, 15, 8, 8)),
+    "depthwise, odd": (Excited(19), (1, 19, 13, 13)),
+    "depthwise, aligned": (Excited(32), (2, 32, 14, 14)),
+    "depthwise of two": (nn.Conv2d(10, 20, 3, groups=10), (1, 10, 8, 8)),
+    "dilation and uneven padding": (nn.Conv2d(20, 20, (3, 5), (1, 2), (2, 1), (2, 1)), (1, 20, 12, 17)),
+    "a width no tile divides": (nn.Conv2d(16, 16, 3, padding=1), (1, 16, 37, 37)),
+    "a wide depthwise": (nn.Conv2d(16, 16, 3, padding=1, groups=16), (1, 16, 5, 59)),
+    "max pool, ceiling": (
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.MaxPool2d(3, 2, 1, ceil_mode=True)), (1, 3, 14, 14)),
+    "average pool": (
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False)), (1, 3, 9, 9)),
+    "average pool, padding counts": (
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.AvgPool2d(3, 2, 1, ceil_mode=True)), (1, 3, 10, 10)),
+    "adaptive pool": (nn.Sequential(nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(2)), (1, 3, 8, 8)),
+    "whole blocks": (Branches(16, 32), (1, 3, 8, 8)),
+    "parts of blocks": (Branches(5, 9), (1, 3, 8, 8)),
+    "all kinds": (convolutional(), (2, 3, 12, 12)),
+    "transposed": (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 2, 2)), (1, 3, 8, 8)),
+    "one dimension": (nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Conv1d(8, 3, 1)), (1, 4, 20)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions(name: str, opened: Any) -> None:
+    model, shape = CONVOLUTIONS[name]
+    built = opened(model, torch.randn(shape))
+    for _ in range(2):
+        built.matches(torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    ("rows", "inside", "outside"), [(1, 24, 1000), (197, 20, 33), (8, 64, 64), (30, 7, 3), (2, 16, 17)]
+)
+def test_linears(rows: int, inside: int, outside: int, opened: Any) -> None:
+    model = nn.Sequential(nn.Linear(inside, outside), nn.GELU(), nn.Linear(outside, inside, bias=False))
+    opened(model, torch.randn(rows, inside)).matches(torch.randn(rows, inside))
+    opened(model, torch.randn(2, rows, inside)).matches(torch.randn(2, rows, inside))
+
+
+def test_attention(opened: Any) -> None:
+    x = torch.randn(2, 17, 32)
+    opened(nn.TransformerEncoderLayer(32, 4, 48, batch_first=True, norm_first=True), x).matches(x)
+    opened(Block(), torch.randn(2, 12, 32)).matches(torch.randn(2, 12, 32))
+
+
+def test_outputs_of_every_kind(opened: Any) -> None:
+    built = opened(Everything(), torch.randn(3, 4), torch.randn(2))
+    weight, output = torch.randn(3, 4), torch.randn(2)
+    built.matches(weight, output)
+    result = built(weight, output)
+    kept = weight.clone()
+    result["input"].zero_()
+    assert torch.equal(weight, kept)
+    table = result["table"].clone()
+    result["table"].zero_()
+    assert torch.equal(built(weight, output)["table"], table)
+
+
+def test_inputs_of_any_layout_and_alignment(opened: Any) -> None:
+    built = opened(nn.Conv2d(4, 8, 3), torch.randn(1, 4, 8, 8))
+    x = torch.randn(1, 4, 8, 8)
+    built.matches(x.to(memory_format=torch.channels_last))
+    shifted = torch.randn(4 * 64 + 1)[1:].view(1, 4, 8, 8)
+    assert shifted.data_ptr() % 64
+    built.matches(shifted)
+
+
+def test_threads(opened: Any) -> None:
+    model = Residual(32, 64)
+    one, two = (opened(model, torch.randn(1, 32, 28, 28), threads=n) for n in (1, 2))
+    x = torch.randn(1, 32, 28, 28)
+    one.matches(x)
+    two.matches(x)
+    one.matches(x)
+    with pytest.raises(InputError, match="at least 1"):
+        opened(model, x, threads=0)
+
+
+def test_inputs_that_do_not_fit(opened: Any) -> None:
+    runner = opened(nn.Linear(3, 2), torch.zeros(1, 3)).runner
+    with pytest.raises(InputError, match="must have shape"):
+        runner(torch.zeros(2, 3))
+    with pytest.raises(InputError, match="must be float32"):
+        runner(torch.zeros(1, 3, dtype=torch.float64))
+
+
+def test_nothing_is_computed_as_scalar_loops(opened: Any) -> None:
+    """Every product of a network with awkward sizes has a template, and the audit says so."""
+    built = opened(nn.Sequential(Residual(13, 21), Excited(21)), torch.randn(1, 13, 15, 15))
+    facts = json.loads(built.lowered.files["tvm.json"])
+    products = [row for row in facts["functions"] if row["macs"]]
+    assert [row["template"] for row in products] == [
+        "conv",
+        "conv",
+        "conv",
+        "depthwise",
+        "conv",
+        "conv",
+        "conv",
+    ]
+    audit = Tvm().audit(built.lowered, CPU)
+    assert audit.macs.keys() == {"float32"}
+    layouts = [row.operator for row in audit.rows if "pack" in row.operator]
+    assert layouts == ["pack", "unpack"] or layouts == ["unpack"], layouts
+    assert any("fused" in row.name and "add" in row.operator for row in audit.rows)
+
+
+def test_a_fresh_process_needs_no_compiler(opened: Any, tmp_path: Path) -> None:
+    model = convolutional()
+    example = torch.randn(1, 3, 12, 12)
+    result = graphprune.optimize(model, example, backend="tvm", measure=False)
+    assert all(certificate.passed for certificate in result.report.certificates.values())
+    result.save(tmp_path / "built")
+    program = (
+        "import sys, torch, graphprune\n"
+        "runner = graphprune.load(sys.argv[1])\n"
+        "torch.save(runner(torch.ones(1, 3, 12, 12)), sys.argv[2])\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "built"), str(tmp_path / "out.pt")], check=True,
+        env={"PATH": "/nonexistent", "CXX": "/bin/false"}, capture_output=True,
+    )  # fmt: skip
+    assert torch.equal(torch.load(tmp_path / "out.pt"), result(torch.ones(1, 3, 12, 12)))
+
+
+def test_tvm_and_numpy_alone_run_a_library(opened: Any, tmp_path: Path) -> None:
+    """The program of the documentation, in a process that cannot import torch or this package."""
+    built = opened(convolutional(), torch.randn(1, 3, 12, 12))
+    for name, content in built.lowered.files.items():
+        (tmp_path / name).write_bytes(content)
+    program = (
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['graphprune'] = None\n"
+        "import json, numpy as np, tvm\n"
+        "facts = json.load(open('tvm.json'))\n"
+        "program = tvm.relax.VirtualMachine(tvm.runtime.load_module('model.so'), tvm.cpu())\n"
+        "given = [tvm.runtime.tensor(np.ones(s['shape'], s['dtype'])) for s in facts['inputs']]\n"
+        "results = [result.numpy() for result in program[facts['function']](*given)]\n"
+        "np.save('out.npy', results[0])\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, capture_output=True)
+    import numpy as np
+
+    found = torch.from_numpy(np.load(tmp_path / "out.npy"))
+    assert torch.equal(found, built(torch.ones(1, 3, 12, 12)))
+
+
+# -- another machine ------------------------------------------------------------------------------------
+
+ELSEWHERE = Target("board", "aarch64" if host_arch() == "x86_64" else "x86_64", portable=False)
+
+
+def test_unrunnable_elsewhere() -> None:
+    assert Tvm().unrunnable(CPU) is None
+    assert "--emulate" in str(Tvm().unrunnable(ELSEWHERE))
+
+
+def test_a_library_of_another_machine_is_refused(opened: Any) -> None:
+    built: Opened = opened(nn.Linear(3, 2), torch.zeros(1, 3))
+    library = bytearray(built.lowered.files["model.so"])
+    library[18:20] = (183 if host_arch() == "x86_64" else 62).to_bytes(2, "little")
+    files = {**built.lowered.files, "model.so": bytes(library)}
+    with pytest.raises(BackendError, match=f"machine code for {ELSEWHERE.arch}, and this host is"):
+        Tvm().open(files, built.lowered.inputs, built.lowered.outputs, CPU)
+
+
+@pytest.mark.skipif(
+    host_arch() != "x86_64" or shutil.which("aarch64-linux-gnu-g++") is None,
+    reason="cross-compiling needs aarch64-linux-gnu-g++ on x86_64",
+)
+def test_cross_compiled() -> None:
+    target = Target("pi", "aarch64", processor="cortex-a76", features=("+dotprod",), portable=False)
+    graph = graphprune.trace(convolutional(), torch.randn(1, 3, 12, 12))
+    made = Tvm().lower(graph, target)
+    assert architecture(made.files["model.so"]) == "aarch64"
+    facts = json.loads(made.files["tvm.json"])
+    assert facts["processor"] == "aarch64-linux-gnu cortex-a76 +neon +dotprod"
+    assert [spec["name"] for spec in facts["inputs"]] == [spec.name for spec in made.inputs]
+    with pytest.raises(BackendError, match="machine code for aarch64"):
+        Tvm().open(made.files, made.inputs, made.outputs, target)
+
+
+def test_without_the_cross_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tvm_machine.shutil, "which", lambda name: None)
+    graph = graphprune.trace(nn.Linear(3, 2), torch.zeros(1, 3))
+    with pytest.raises(BackendError, match="not installed: apt-get install g"):
+        Tvm().lower(graph, ELSEWHERE)
+    with pytest.raises(BackendError, match="links with a C"):
+        Tvm().lower(graph, CPU)
+
+
+def test_a_gpu_is_refused() -> None:
+    graph = graphprune.trace(nn.Linear(3, 2), torch.zeros(1, 3))
+    with pytest.raises(TargetError, match="no TVM schedules"):
+        Tvm().lower(graph, get("cuda"))
+
+
+# -- what is no library, and what cannot be one -----------------------------------------------------------
+
+
+def _linear(opened: Any) -> Lowered:
+    return opened(nn.Linear(3, 2), torch.zeros(1, 3)).lowered
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model.so", None, "there is no model.so among the files"),
+        ("model.so", b"nothing", "not a shared library"),
+        ("tvm.json", b"{", "not JSON"),
+        ("tvm.json", b'{"format": 99}', "newer than this graphprune reads"),
+    ],
+)
+def test_files_that_do_not_fit(name: str, content: bytes | None, words: str, opened: Any) -> None:
+    made = _linear(opened)
+    files = {k: v for k, v in {**made.files, name: content}.items() if v is not None}
+    with pytest.raises(BackendError, match=words):
+        Tvm().open(files, made.inputs, made.outputs, CPU)
+
+
+def test_a_library_of_a_newer_tvm(opened: Any) -> None:
+    made = _linear(opened)
+    facts = json.loads(made.files["tvm.json"]) | {"tvm": "9.1.0"}
+    with pytest.raises(BackendError, match=r"built with TVM 9\.1\.0.*pip install 'apache-tvm>=9\.1\.0'"):
+        Tvm().open({**made.files, "tvm.json": json.dumps(facts).encode()}, made.inputs, made.outputs, CPU)
+
+
+def test_a_damaged_library(opened: Any) -> None:
+    made = _linear(opened)
+    with pytest.raises(BackendError, match="is damaged: it has 4000 bytes"):
+        Tvm().open({**made.files, "model.so": made.files["model.so"][:4000]}, made.inputs, made.outputs, CPU)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tvm", None)
+    graph = graphprune.trace(nn.Linear(3, 2), torch.zeros(1, 3))
+    with pytest.raises(BackendError, match=r"pip install 'graphprune\[tvm\]'"):
+        Tvm().lower(graph, CPU)
+
+
+def test_open_sizes_are_refused() -> None:
+    graph = graphprune.trace(nn.Linear(3, 2), torch.zeros(2, 3), dynamic_batch=True)
+    with pytest.raises(BackendError, match="fixed sizes"):
+        Tvm().lower(graph, CPU)
+
+
+def test_integers_are_refused() -> None:
+    data = images(2, 3, 16, 16)
+    with pytest.raises(BackendError, match="no integer form"):
+        graphprune.optimize(
+            convolutional(), data[0], calibration=data, precision="int8", backend="tvm", measure=False
+        )
+
+
+def test_half_precision_is_refused() -> None:
+    graph = graphprune.trace(nn.Linear(3, 2).bfloat16(), torch.zeros(1, 3, dtype=torch.bfloat16))
+    with pytest.raises(BackendError, match="bfloat16, for which TVM has no"):
+        Tvm().lower(graph, CPU)
+
+
+def test_an_operator_that_tvm_does_not_know() -> None:
+    class Unknown(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.bessel_j0(x)
+
+    graph = graphprune.trace(Unknown(), torch.zeros(1, 3))
+    with pytest.raises(BackendError, match=r"importer has no .*bessel"):
+        Tvm().lower(graph, CPU)

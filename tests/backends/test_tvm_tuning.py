@@ -1,0 +1,239 @@
+"""Tuning: measured, kept at once, resumed after a kill, not stopped by a crash, loud when nothing runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("tvm", reason="needs graphprune[tvm]")
+
+from graphprune.backends import tvm_child
+from graphprune.backends.exported import specifications
+from graphprune.backends.tvm import Tvm
+from graphprune.backends.tvm_database import Database, Measured, cache_file, workload
+from graphprune.backends.tvm_import import imported
+from graphprune.backends.tvm_machine import machine
+from graphprune.backends.tvm_pipeline import fused, library, scheduled, tasks
+from graphprune.backends.tvm_schedules import Knobs, default, space
+from graphprune.backends.tvm_tuning import Progress, tune
+
+import graphprune
+from graphprune.errors import BackendError
+from graphprune.target import Target, get, host_arch
+
+CPU = get("cpu")
+SHAPE = (1, 16, 12, 12)
+MACHINE = machine(CPU)
+
+
+class Net(nn.Module):
+    """One product of each family."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 32, 3, padding=1)
+        self.depth = nn.Conv2d(32, 32, 3, 2, 1, groups=32)
+        self.linear = nn.Linear(32 * 36, 20)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(torch.relu(self.depth(torch.relu(self.conv(x)))).flatten(1))
+
+
+def net() -> graphprune.Graph:
+    torch.manual_seed(0)
+    return graphprune.trace(Net().eval(), torch.randn(SHAPE))
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def records() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in cache_file().read_text().splitlines()]
+
+
+def wrong(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(tvm_child, "MODULE", "tests.backends.tvm_trials")
+    monkeypatch.setenv("TRIALS", how)
+
+
+def same(graph: graphprune.Graph, files: Any, inputs: Any, outputs: Any) -> bool:
+    runner = Tvm().open(files, inputs, outputs, CPU, 1)
+    x = torch.randn(SHAPE)
+    wanted = graph.run(x)[0]
+    return float((runner(x)[0] - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
+
+
+def test_what_was_measured_is_used() -> None:
+    graph, seen = net(), list[Progress]()
+    tuned = tune(graph, CPU, seconds=4, threads=1, progress=seen.append)
+    assert len(tuned.searches) == 3
+    assert all(search.valid for search in tuned.searches)
+    assert seen[-1].valid == sum(search.valid for search in tuned.searches)
+    assert seen[-1].ms is not None
+    assert [ms for _, ms in tuned.curve] == sorted((ms for _, ms in tuned.curve), reverse=True)
+    made = Tvm().lower(graph, CPU)
+    assert made.notes == ("TVM: 3 of 3 products have measured schedules, 0 default",)
+    assert same(graph, made.files, made.inputs, made.outputs)
+
+
+@pytest.mark.slow
+def test_tuning_resumes_after_a_kill() -> None:
+    """Killed while it measures, with half a line on the disk: nothing is measured twice, and nothing lost."""
+    program = "import tests.backends.test_tvm_tuning as t\nt.tune(t.net(), t.CPU, seconds=120, threads=1)\n"
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    while not cache_file().exists() or len(cache_file().read_text().splitlines()) < 6:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with cache_file().open("ab") as lines:
+        lines.write(b'{"machine": "cut sho')
+    before = [line for line in cache_file().read_text().splitlines() if not line.endswith("sho")]
+    seen = list[Progress]()
+    tuned = tune(net(), CPU, seconds=3, threads=1, progress=seen.append)
+    assert seen[0].tried >= len(
+        {line.split('"knobs"')[0][-60:] + line.split('"knobs"')[1] for line in before}
+    )
+    assert all(search.valid for search in tuned.searches)
+    kept = [line for line in cache_file().read_text().splitlines() if not line.startswith('{"machine": "cut')]
+    assert kept[: len(before)] == before
+    once = [(r["workload"], json.dumps(r["knobs"])) for r in map(json.loads, kept) if not r["sure"]]
+    assert len(once) == len(set(once))
+
+
+def test_a_crashing_candidate_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong(monkeypatch, "crash")
+    graph = graphprune.trace(nn.Linear(32, 64).eval(), torch.randn(4, 32))
+    tuned = tune(graph, CPU, seconds=15, threads=1)
+    assert tuned.crashes >= 1
+    (search,) = tuned.searches
+    assert search.valid >= 1
+    assert "killed by SIGSEGV" in search.reasons
+    failed = [r for r in records() if r["ms"] is None]
+    assert failed
+    assert all(r["knobs"]["order"] == "rows" for r in failed)
+    assert search.best is not None
+    assert search.best[0].order == "channels"
+
+
+def test_a_candidate_that_never_ends_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong(monkeypatch, "hang")
+    graph = graphprune.trace(nn.Linear(32, 64).eval(), torch.randn(4, 32))
+    (task,) = tasks(fused(imported(graph), MACHINE))
+    assert task.work is not None
+    good = default(task.work, MACHINE)
+    bad = next(k for k in space(task.work, MACHINE) if k.order == "rows")
+    with tvm_child.Child(MACHINE, 1, seconds=2.0) as child:
+        name = child.keep("f", task.function)
+        assert child.times(name, [good])[0][0] is not None
+        assert child.times(name, [bad]) == ([None], ["took more than 2 s"])
+        assert child.times(name, [good])[0][0] is not None
+        assert child.crashes == 1
+
+
+def test_no_candidate_that_runs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong(monkeypatch, "refuse")
+    with pytest.raises(BackendError, match=r"no candidate that runs for 3 of 3 products .*no schedule today"):
+        tune(net(), CPU, seconds=30, threads=1)
+    assert all(r["ms"] is None for r in records())
+
+
+def test_a_child_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tvm_child, "MODULE", "tests.no_such_module")
+    with pytest.raises(BackendError, match=r"does not start .*no_such_module"):
+        tune(net(), CPU, seconds=5, threads=1)
+
+
+def test_nothing_to_tune() -> None:
+    graph = graphprune.trace(nn.Softmax(-1), torch.randn(2, 3))
+    with pytest.raises(BackendError, match="nothing to tune"):
+        tune(graph, CPU, seconds=1)
+
+
+def test_another_machine_is_refused() -> None:
+    other = Target("board", "aarch64" if host_arch() == "x86_64" else "x86_64")
+    with pytest.raises(BackendError, match="tune there, and copy"):
+        tune(net(), other, seconds=1)
+
+
+def test_results_hold_for_one_machine_and_version() -> None:
+    task = next(t for t in tasks(fused(imported(net()), MACHINE)) if t.work is not None)
+    assert task.work is not None
+    knobs = space(task.work, MACHINE)
+    store, key = Database(MACHINE), workload(task.function)
+    for ms, threads, sure in (
+        (3.0, 1, False),
+        (2.0, 2, False),
+        (5.0, 1, True),
+        (1.0, 1, False),
+        (None, 1, False),
+    ):
+        store.add(task, key, Measured(knobs[len(store.measured().get(key, ()))], ms, threads, sure))
+    assert store.chooser(threads=1)(task) == knobs[2]  # measured in turns, which counts for more than once
+    assert store.chooser(threads=2)(task) == knobs[1]
+    text = cache_file().read_text()
+    cache_file().write_text(text.replace("znver", "z80-").replace(MACHINE.identity, "another machine"))
+    assert Database(MACHINE).chooser()(task) is None
+    cache_file().write_text(text.replace('"tvm": "', '"tvm": "1'))
+    assert Database(MACHINE).chooser()(task) is None
+
+
+def test_a_function_has_one_name_in_every_process() -> None:
+    program = (
+        "import tests.backends.test_tvm_tuning as t\n"
+        "for task in t.tasks(t.fused(t.imported(t.net()), t.MACHINE)):\n"
+        "    print(t.workload(task.function))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    here = [workload(task.function) for task in tasks(fused(imported(net()), MACHINE))]
+    assert done.stdout.split() == here
+    assert len(set(here)) == len(here)
+
+
+class Awkward(nn.Module):
+    """Products with padding, strides, odd sizes and residuals, for every schedule to get right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(16, 40, 3, 2, 1)
+        self.second = nn.Conv2d(40, 40, 3, padding=1)
+        self.depth = nn.Conv2d(40, 40, 5, 1, 2, groups=40)
+        self.linear = nn.Linear(36, 48)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        x = self.depth(torch.relu(self.second(x) + x))
+        return nn.functional.gelu(self.linear(x.flatten(2)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_schedule_computes_the_same(seed: int) -> None:
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    graph = graphprune.trace(Awkward().eval(), torch.randn(SHAPE))
+    module = fused(imported(graph), MACHINE)
+    drawn = {t.name: draw.choice(space(t.work, MACHINE)) for t in tasks(module) if t.work is not None}
+    assert len(drawn) == 4
+    inputs, outputs = specifications(graph)
+    content = library(scheduled(module, MACHINE, lambda task: drawn[task.name]), MACHINE, None)
+    facts = json.loads(Tvm().lower(graph, CPU).files["tvm.json"]) | {"bytes": len(content)}
+    files = {"model.so": content, "tvm.json": json.dumps(facts).encode()}
+    assert same(graph, files, inputs, outputs), drawn
+
+
+def test_knobs_are_kept_whole() -> None:
+    knobs = Knobs(2, 1, 14, 7, "rows", "chunk", 1)
+    assert Knobs(**json.loads(json.dumps(knobs.to_json()))) == knobs
