@@ -18,11 +18,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import graphprune
 from benchmarks.axes.record import RESULTS, conditions, table
 from benchmarks.quantization.cases import speed_case
-from graphprune.api import Options
 from graphprune.emulation.emulator import Emulator, find
 from graphprune.errors import GraphpruneError
 from graphprune.proof import Proof, prove
@@ -103,7 +103,9 @@ def build(network: str, form: Form, target: str, folder: Path) -> Path:
     """The artifact of a network, saved."""
     case = speed_case(network)
     samples = case.samples(SAMPLES)
-    options: Options = {} if form.precision is None else {"precision": form.precision, "calibration": samples}
+    options: dict[str, Any] = (
+        {} if form.precision is None else {"precision": form.precision, "calibration": samples}
+    )
     result = graphprune.optimize(
         case.build().eval(), samples[0], target=target, backend=form.backend, measure=False, **options
     )

@@ -83,7 +83,7 @@ class Measured:
         ours = self.automatic(precision)
         if ours is None or ours not in self.samples:
             return None
-        peer = self.best(FLOAT_PEERS if precision == "fp32" else ALL_PEERS)
+        peer = self.best(ALL_PEERS if "int8" in precision else FLOAT_PEERS)
         return peer, self.ratio(ours, peer), self.slower(ours, peer)
 
 

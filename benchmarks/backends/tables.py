@@ -71,7 +71,7 @@ def _goals(found: Sequence[Measured]) -> Iterator[str]:
 
 def _automatic(found: Sequence[Measured]) -> Iterator[str]:
     yield "## What `auto` takes, against the best other tool"
-    yield "In float32 the other tools compute in float32, too; for the other precisions all of them count."
+    yield "Without integers the other tools compute in float32, too; with them all of them count."
     rows = []
     for one in found:
         for precision in precisions(one):
