@@ -7,7 +7,6 @@ not needed. About 120 MB are fetched (220 MB with TVM).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -43,6 +42,8 @@ def install(folder: str | Path, *, pip_flags: Sequence[str] = (), say: Say | Non
     place, say = Path(folder).resolve(), say or (lambda line: None)
     packages = wheels.wanted()
     reason = debian.missing()
+    if reason and not (place / RECORD).exists():
+        raise BackendError(reason)
     place.mkdir(parents=True, exist_ok=True)
     with _alone(place):
         record = read_record(place)
@@ -165,6 +166,8 @@ def _replacing(target: Path) -> Iterator[Path]:
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
     """One installation at a time; the second waits, and then finds everything there."""
+    import fcntl  # where there is apt there is this
+
     descriptor = os.open(place / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import graphprune
 from graphprune import proof
 from graphprune.contents import read
 from graphprune.emulation.emulator import Emulator, find
-from graphprune.emulation.machine import call
+from graphprune.emulation.machine import call, suits
 from graphprune.errors import BackendError
 from tests.emulation.machines import pretended
 
@@ -125,6 +127,23 @@ def test_an_artifact_of_a_newer_runtime(built, tmp_path) -> None:
     folder = pretended(tmp_path / "arm", onnxruntime="1.2.3")
     with pytest.raises(BackendError, match=r"was made with onnxruntime .* has 1\.2\.3; set it up with"):
         proof.prove(built, emulator=folder, emulate=True)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({}, "needs apache-tvm, which the emulator in .* lacks; set it up with"),
+        ({"apache-tvm": "0.27.0.post1"}, r"was made with apache-tvm 0\.28\.0, the emulator in .* has 0\.27"),
+        ({"apache-tvm": "0.28.0"}, None),
+    ],
+)
+def test_a_library_of_a_newer_tvm(built, tmp_path, there, said) -> None:
+    contents = read(built)
+    manifest = {**contents.manifest, "backend": "tvm", "versions": {"apache-tvm": "0.28.0"}}
+    library = replace(contents, manifest=manifest)
+    machine = find(pretended(tmp_path / "arm", **there))
+    with contextlib.nullcontext() if said is None else pytest.raises(BackendError, match=said):
+        suits(library, machine)
 
 
 def test_an_artifact_for_another_architecture(tmp_path) -> None:
