@@ -4,9 +4,10 @@ A block is an operator (a convolution, a product, a pooling …) with what follo
 its batch norm, activation, residual sum, and changes of layout. Runtimes fuse most of that into one kernel,
 so this is what can be timed on its own. :meth:`Block.graph` builds it as a network of one operator, with as
 many positions on every axis as asked; :meth:`Block.text` is what two blocks must have in common to take
-equally long.
+equally long. :mod:`graphprune.fusion` finds a network's blocks.
 
 >>> import torch, graphprune
+>>> from graphprune.fusion import blocks
 >>> from torch import nn
 >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 8, 1)).eval()
 >>> first, second = blocks(graphprune.trace(net, torch.zeros(1, 3, 8, 8)))
@@ -23,7 +24,7 @@ conv2d(x0, %p0, %p1)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -34,20 +35,15 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from .axes.terms import Atom, Concat, Term, kept_size, leaves, resolve
-from .cost import captured_shape, node_macs, size_hint
+from .axes.terms import Atom, kept_size
+from .cost import node_macs
 from .graph import Graph
 from .graph_text import argument_text, operator_name, type_text
-from .kinds import kind
 from .rewrite import shrink
 from .signature import Signature
 
 Sizes = Mapping[Atom, int]
 
-# Kinds that join the operator before them although they are not element by element.
-_JOINING = frozenset({"batch-norm", "reshape", "transpose", "slice", "copy", "expand", "dropout", "getitem"})
-# Kinds that take no time on their own.
-_FREE = frozenset({"reshape", "getitem", "dropout", "sym_size", "identity", "detach", "alias"})
 _OPERATIONS_A_MS = 40e6  # of one core, about: weighs multiply-accumulates against bytes, no more
 _BYTES_A_MS = 8e6
 
@@ -70,6 +66,7 @@ class Block:
     variables: tuple[tuple[Atom, ...], ...] = field(repr=False)
     inputs: tuple[fx.Node, ...] = field(repr=False)
     constants: tuple[fx.Node, ...] = field(repr=False)  # nodes without an input of the caller's behind them
+    symbols: Mapping[Any, int] = field(repr=False)  # symbolic size → the examples'
 
     @property
     def name(self) -> str:
@@ -139,7 +136,7 @@ class Block:
                 mapping[node].meta = {"val": node.meta["val"]}
                 continue
             # Named by their place: equal blocks of one network have equal texts.
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: mapping.get(n) or _number(n))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: mapping.get(n) or self._number(n))
             mapping[node] = made.create_node(node.op, node.target, args, kwargs, f"v{len(made.nodes)}")
             mapping[node].meta = dict(node.meta)
             if node in typing.derivations:
@@ -174,12 +171,26 @@ class Block:
         dims = self.network.typing.dims
 
         def shape(node: Any) -> tuple[int, ...]:
-            terms = dims[node]
-            if terms is None or isinstance(terms, list):
-                return captured_shape(node) if isinstance(node.meta.get("val"), torch.Tensor) else ()
-            return tuple(kept_size(term, sizes) for term in terms)
+            terms, value = dims[node], node.meta.get("val")
+            if not isinstance(value, torch.Tensor):
+                return ()
+            if not isinstance(terms, tuple):
+                return tuple(map(self._size, value.shape))
+            return tuple(
+                kept_size(term, sizes) if isinstance(size, int) else self._size(size)
+                for term, size in zip(terms, value.shape, strict=True)
+            )
 
         return shape
+
+    def _size(self, size: Any) -> int:
+        """A symbolic size as the examples have it."""
+        return size if isinstance(size, int) else int(size.node.expr.subs(self.symbols))
+
+    def _number(self, node: fx.Node) -> Any:
+        """A size that the network computes, as a number."""
+        value = node.meta["val"]
+        return value if isinstance(value, bool) else self._size(value)
 
 
 @dataclass(frozen=True)
@@ -188,115 +199,6 @@ class _Types:
 
     tensors: Mapping[str, Any]
     derivations: Mapping[fx.Node, Any]
-
-
-def blocks(graph: Graph) -> list[Block]:
-    """The blocks of a network in order; what only reshapes is left out."""
-    fed = _fed(graph)
-    chains: dict[fx.Node, list[fx.Node]] = {}  # last or only operator → its chain
-    made: list[list[fx.Node]] = []
-    for node in graph.fx.nodes:
-        if node.op != "call_function" or node not in fed:
-            continue
-        before = _joined(node, chains)
-        if before is None:
-            chains[node] = [node]
-            made.append(chains[node])
-        else:
-            chains[node] = chains[before]
-            chains[node].append(node)
-    return [_block(graph, nodes, fed) for nodes in made if any(_takes_time(n) for n in nodes)]
-
-
-def _fed(graph: Graph) -> set[fx.Node]:
-    """The operators that depend on what the caller passes, through tensors."""
-    fed: set[fx.Node] = set()
-    for node in graph.fx.nodes:
-        tensor = isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
-        if node.op == "placeholder" or (tensor and any(n in fed for n in node.all_input_nodes)):
-            fed.add(node)
-    return fed
-
-
-def _joined(node: fx.Node, chains: Mapping[fx.Node, list[fx.Node]]) -> fx.Node | None:
-    """Which operand's block the node belongs to, or ``None`` for one of its own."""
-    sources = [n for n in node.all_input_nodes if n in chains]
-    if kind(node) == "getitem" and sources:
-        return sources[0]
-    tags = getattr(node.target, "tags", ())
-    if kind(node) not in _JOINING and torch.Tag.pointwise not in tags and kind(node) not in _POINTWISE:
-        return None
-    alone = [n for n in sources if len(n.users) == 1]
-    heavy = [n for n in alone if any(node_macs(m) for m in chains[n])]
-    return (heavy or alone or [None])[-1]  # type: ignore[list-item]
-
-
-_POINTWISE = frozenset({"hardswish", "silu", "relu", "clamp", "gelu"})
-
-
-def _takes_time(node: fx.Node) -> bool:
-    return kind(node) not in _FREE
-
-
-def _block(graph: Graph, nodes: Iterable[fx.Node], fed: set[fx.Node]) -> Block:
-    nodes = tuple(nodes)
-    inside = set(nodes)
-    inputs: dict[fx.Node, None] = {}
-    constants: dict[fx.Node, None] = {}
-    for node in nodes:
-        for operand in node.all_input_nodes:
-            if operand in fed and operand not in inside:
-                inputs[operand] = None
-            elif operand not in inside:
-                _constant(operand, fed, constants, inputs)
-    ordered = tuple(sorted(constants, key=lambda n: n.op != "get_attr"))
-    kinds = list(dict.fromkeys(kind(n) for n in nodes if _takes_time(n)))
-    dims = graph.typing.dims
-    terms = [t for node in (*inputs, *ordered, *nodes) for t in _terms(dims.get(node))]
-    return Block(graph, nodes, ", ".join(kinds), _groups(terms), tuple(inputs), ordered)
-
-
-def _constant(
-    node: fx.Node, fed: set[fx.Node], found: dict[fx.Node, None], inputs: dict[fx.Node, None]
-) -> None:
-    """Add what a constant operand is computed from, in order; numbers are written down instead."""
-    if not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)):
-        return
-    for operand in node.all_input_nodes:
-        if operand in fed:
-            inputs[operand] = None
-        else:
-            _constant(operand, fed, found, inputs)
-    found[node] = None
-
-
-def _terms(typed: Any) -> list[Term]:
-    if typed is None:
-        return []
-    if isinstance(typed, tuple):
-        return list(typed)
-    return [term for item in typed for term in _terms(item)]
-
-
-def _groups(terms: Iterable[Term]) -> tuple[tuple[Atom, ...], ...]:
-    """Axes that may shrink; those that stand side by side in a dimension together."""
-    groups: list[dict[Atom, None]] = []
-    for term in dict.fromkeys(resolve(t) for t in terms):
-        whole = [leaves(term)] if isinstance(term, Concat) else [[a] for a in leaves(term)]
-        for members in whole:
-            free = dict.fromkeys(a for a in members if a.frozen is None)
-            touching = [g for g in groups if g.keys() & free.keys()]
-            for group in touching:
-                groups.remove(group)
-                free = group | free
-            if free:
-                groups.append(free)
-    return tuple(tuple(group) for group in groups)
-
-
-def _number(node: fx.Node) -> Any:
-    """A size that the network computes, as the number it was at capture."""
-    return size_hint(node.meta["val"]) if not isinstance(node.meta["val"], bool) else node.meta["val"]
 
 
 def _line(name: str, node: fx.Node, shape: tuple[int, ...]) -> str:

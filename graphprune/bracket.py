@@ -184,17 +184,16 @@ class _Search:
         return self.share(count) if self.predict is None else self.predict(count)
 
     def expected(self, count: int) -> float:
-        """The predicted latency, corrected by what was measured: on a line between the nearest two."""
+        """The predicted latency, corrected by what was measured: on the line through the nearest two."""
         here, measured = self.position(count), sorted(self.known)
-        before = self.known[max(c for c in measured if c < count)] if count else None
-        after = next((self.known[c] for c in measured if c > count), None)
-        if before is None:
+        nearest = [*[c for c in measured if c < count][-2:], *[c for c in measured if c > count][:1]][-2:]
+        ends = [
+            (self.place(p), p.ratio.median if p.count else 1.0) for p in map(self.known.get, nearest) if p
+        ]
+        if len(ends) < 2 or ends[0][0] <= ends[1][0]:
             return here
-        if after is None or self.place(before) <= self.place(after):
-            return here * before.ratio.median / self.place(before) if before.count else here
-        share = (self.place(before) - here) / (self.place(before) - self.place(after))
-        low = before.ratio.median if before.count else 1.0
-        return low + share * (after.ratio.median - low)
+        (left, high), (right, low) = ends
+        return max(low + (here - right) * (high - low) / (left - right), 0.0)
 
     def share(self, count: int) -> float:
         return self.sizes(count) / max(1, self.sizes(0))

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from .axes.terms import Atom
-from .blocks import Block, Sizes, blocks
+from .blocks import Block, Sizes
+from .fusion import blocks
 from .graph import Graph
 
 FINE = (0.125, 0.25, 0.5, 0.75, 1.0)
@@ -137,8 +138,12 @@ class LatencyModel:
                 share * ms / self._works(block, corner)
                 for ms, (share, corner) in zip(alone, corners, strict=True)
             )
-            found = rate * self._works(block, sizes)
-            return found if len(alone) == 1 else min(max(found, min(alone)), max(alone))
+            work = self._works(block, sizes)
+            if len(alone) == 1:
+                return rate * work
+            # Narrower than the narrowest that was measured costs less than that.
+            beyond = work < min(self._works(block, corner) for _, corner in corners)
+            return min(max(rate * work, 0.0 if beyond else min(alone)), max(alone))
         return None
 
     def _corners(self, block: Block, sizes: Sizes, grid: Sequence[float]) -> list[Corner]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from .latency_model import FINE, HALF, WHOLE, LatencyModel, Wanted
 from .latency_table import Machine, Table
 from .lowering import candidates as backends_for
 from .original import Original
+from .pipeline import LOSSLESS, Context, Pipeline
 from .stopwatch import Stopwatch, nothing
 from .target import Target, get, host_arch
 
-Progress = Callable[[int, int, str], None]
-"""Called with operators measured, operators there are to measure, and what is measured next."""
+Progress = Callable[[float, float, str], None]
+"""Called with what is done (operators measured, or seconds), how much there is, and what comes next."""
 
 SHARES = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)  # of the MACs: where the table is filled ahead of time
 STAGES = ((WHOLE, False), (HALF, True), (FINE, True))  # grid, and whether around smaller sizes as well
@@ -65,6 +66,26 @@ class Tuned:
     path: Path
     entries: int
     filled: Filled
+
+    @property
+    def lines(self) -> list[str]:
+        """What a reader wants to know."""
+        filled = self.filled
+        late = f"; {filled.missing} are left, run it again to go on" if filled.missing else ""
+        return [
+            f"measured {filled.measured} operators in {filled.seconds:.0f} s{late}",
+            *(f"not measured alone: {reason}" for reason in dict.fromkeys(filled.refused.values())),
+            f"machine: {self.machine}",
+            f"table: {self.path} with {self.entries} times",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            "machine": asdict(self.machine), "table": str(self.path), "entries": self.entries,
+            "measured": self.filled.measured, "missing": self.filled.missing,
+            "refused": sorted(set(self.filled.refused.values())), "seconds": self.filled.seconds,
+        }  # fmt: skip
 
 
 class Outlook:
@@ -186,6 +207,7 @@ def tune(
         raise InputError("latency is measured, and the weights are on the meta device")
     own = getattr(chosen, "tune", None)
     if own is not None:
+        graph = Pipeline.parse(LOSSLESS).run(graph, Context(goal)).graph
         return own(graph, goal, seconds=seconds, threads=threads, progress=progress)
     versions = chosen.lower(nothing(), goal).versions
     machine = Machine.here(chosen.name, versions, threads, goal)

@@ -39,8 +39,8 @@ LAYERS = {
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "contents", "reference", "artifact"),
     "measure": (
-        "measure", "sittings", "choice", "blocks", "latency_table", "latency_model", "stopwatch", "tuning", "goal",
-        "bracket", "latency_bench", "latency",
+        "measure", "sittings", "choice", "blocks", "fusion", "latency_table", "latency_model", "stopwatch",
+        "tuning", "goal", "bracket", "latency_bench", "latency",
     ),
     "front": ("report", "result", "precision", "pruning", "building", "api", "input_text", "sources", "recipe",
         "gates", "emulation", "proof", "cli",

@@ -213,10 +213,9 @@ def write(rows: list[Row]) -> None:
 
 
 def _row(document: dict[str, Any]) -> Row:
-    values = {
-        key: Ratio(**value) if key in ("measured", "noise") else value for key, value in document.items()
-    }
-    del values["met"]
+    values = {key: value for key, value in document.items() if key != "met"}
+    for key in ("measured", "noise"):
+        values[key] = Ratio(**values[key])
     return Row(**values)
 
 

@@ -20,6 +20,7 @@ from .emulator import emulator
 from .inspect import inspect
 from .optimize import optimize
 from .passes import passes
+from .tune import tune
 from .verify import verify
 
 app = typer.Typer(
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (optimize, inspect, passes, bench, verify, emulator):
+for command in (optimize, inspect, passes, bench, tune, verify, emulator):
     app.command(epilog=EXIT_CODES)(guarded(command))
 app.command(epilog=CHECK_CODES)(guarded(check))
 
