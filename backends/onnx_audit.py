@@ -23,9 +23,10 @@ import onnxruntime as ort
 from graphprune.backend import Audit, AuditRow, Lowered
 from graphprune.target import Target
 
+from .onnx_providers import COMPILING, available, placed
 from .onnx_session import options, session
 
-_PRECISION = {"float": "float32", "double": "float64"}
+PRECISION = {"float": "float32", "double": "float64"}
 _INT8 = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention")
 
 # Where the weight stands among the inputs of a convolution.
@@ -43,6 +44,10 @@ def audit(lowered: Lowered, target: Target) -> Audit:
     Raises:
         BackendError: ONNX Runtime does not open the files here.
     """
+    if any(provider in COMPILING for provider in available(target)):
+        from .onnx_assigned import assigned
+
+        return assigned(lowered, target)
     with tempfile.TemporaryDirectory() as place:
         chosen = options()
         chosen.optimized_model_filepath = f"{place}/optimised.onnx"
@@ -53,10 +58,10 @@ def audit(lowered: Lowered, target: Target) -> Audit:
         chosen.enable_profiling = True
         chosen.profile_file_prefix = f"{place}/profile"
         opened = session(lowered.files, target, chosen)
-        note = _run_once(opened)
+        note = run_once(opened)
         profile = json.loads(Path(opened.end_profiling()).read_text())
         model = onnx.load(f"{place}/optimised.onnx", load_external_data=False)
-    return Audit(executed(model, profile, target), tuple(n for n in (note, _foreign(target)) if n))
+    return Audit(executed(model, profile, target), tuple(n for n in (note, foreign(target)) if n))
 
 
 def executed(
@@ -77,7 +82,7 @@ def executed(
     return tuple(rows)
 
 
-def _run_once(opened: ort.InferenceSession) -> str:
+def run_once(opened: ort.InferenceSession) -> str:
     """Run on zeros; a note when the model does not run on them."""
     feed = {}
     for value in opened.get_inputs():
@@ -99,7 +104,7 @@ def _run_once(opened: ort.InferenceSession) -> str:
     return ""
 
 
-def _foreign(target: Target) -> str:
+def foreign(target: Target) -> str:
     if target.runs_here:
         return ""
     return f"these are the operators of this host; a {target.arch} host may fuse and place them otherwise"
@@ -121,10 +126,10 @@ def _row(
         precision = f"int{_attribute(node, 'bits', 4)} weights"
     else:
         kind = outputs[0][0] if outputs else ""
-        precision = _PRECISION.get(kind, kind or "unknown")
-    reason = _placed(ran.get("provider", ""), target)
+        precision = PRECISION.get(kind, kind or "unknown")
+    reason = placed(ran.get("provider", ""), target)
     unfused = "" if reason else around.unfused(node)
-    macs = _macs(node, ran, outputs[0][1], weights) if outputs else 0
+    macs = macs_of(node, ran, outputs[0][1], weights) if outputs else 0
     fell_back = bool(unfused) and node.op_type not in ("QuantizeLinear", *_FLOAT_ONLY)
     return AuditRow(name, domain + node.op_type, precision, macs, reason or unfused, fell_back)
 
@@ -155,17 +160,7 @@ class _Around:
         return ""
 
 
-def _placed(provider: str, target: Target) -> str:
-    """Why an operator does not run on the provider the target prefers."""
-    wanted = target.providers[0]
-    if not provider or provider == wanted:
-        return ""
-    if wanted not in ort.get_available_providers():
-        return f"on {provider}: this onnxruntime has no {wanted}"
-    return f"on {provider}: {wanted} has no kernel for it"
-
-
-def _macs(
+def macs_of(
     node: onnx.NodeProto, ran: Mapping[str, Any], output: list[int], weights: Mapping[str, tuple[int, ...]]
 ) -> int:
     """Multiply-accumulates from the shapes an operator ran on; 0 for operators without, or unknown."""

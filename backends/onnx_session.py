@@ -19,18 +19,13 @@ from graphprune.target import Target
 
 from .flat_inputs import check
 from .onnx_files import DATA_FILE, MODEL_FILE
+from .onnx_providers import OWN_THREADS, available, brings, settings
 
 # Only errors: the runtime's warnings concern its own choices, and would reach the caller's terminal.
 _ERROR = 3
 
 # What numpy has no type for goes through DLPack.
 _VIEWED = {torch.bfloat16: (torch.uint16, 16)}
-
-
-def available(target: Target) -> list[str]:
-    """The target's providers that this host's onnxruntime has, in the target's order."""
-    here = ort.get_available_providers()
-    return [p for p in target.providers if p in here]
 
 
 def options(threads: int | None = None) -> ort.SessionOptions:
@@ -48,24 +43,39 @@ def options(threads: int | None = None) -> ort.SessionOptions:
 def session(files: Mapping[str, bytes], target: Target, chosen: ort.SessionOptions) -> ort.InferenceSession:
     """A session over the files, on the target's providers that are here.
 
+    A provider that is here and does not start is an error: ONNX Runtime would take the next one quietly.
+
     Raises:
-        BackendError: none is here, a file is missing, or ONNX Runtime refuses the model.
+        BackendError: none is here, one does not start, a file is missing, or the model is refused.
     """
     providers = available(target)
     if not providers:
         raise BackendError(
             f"none of the providers {', '.join(target.providers)} of target {target.name!r} is in this "
-            "onnxruntime; install a build that has one (onnxruntime-gpu for CUDA)"
+            f"onnxruntime; {brings(target.providers[0]) if target.providers else 'name one'}"
         )
     if MODEL_FILE not in files:
         raise BackendError(f"there is no {MODEL_FILE} among the files: {', '.join(files) or 'none'}")
     if DATA_FILE in files:
         data = files[DATA_FILE]
         chosen.add_external_initializers_from_files_in_memory([DATA_FILE], [data], [len(data)])
+    threads = chosen.intra_op_num_threads or None
+    if any(provider in OWN_THREADS for provider in providers):
+        chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(files[MODEL_FILE], chosen, providers=providers)
+        opened = ort.InferenceSession(
+            files[MODEL_FILE], chosen, enable_fallback=0,
+            providers=[(provider, settings(provider, threads)) for provider in providers],
+        )  # fmt: skip
     except Exception as error:
         raise BackendError(_refused(error)) from error
+    stopped = [provider for provider in providers if provider not in opened.get_providers()]
+    if stopped:
+        raise BackendError(
+            f"{stopped[0]} is in this onnxruntime and does not start: a library that it needs is missing, or "
+            "of another version; ONNX Runtime's own log says which"
+        )
+    return opened
 
 
 def _refused(error: Exception) -> str:
@@ -100,7 +110,9 @@ class OnnxRunner:
         self._session = session(files, target, options(threads))
         self.providers = tuple(self._session.get_providers())
         absent = [p for p in target.providers if p not in self.providers]
-        self.notes = tuple(f"{p} is not available here; {self.providers[0]} runs instead" for p in absent)
+        self.notes = tuple(
+            f"{p} is not available here; {self.providers[0]} runs instead ({brings(p)})" for p in absent
+        )
         self._names = [o.name for o in outputs if isinstance(o, TensorSpec)]
         self._check_signature()
         self._by_value = any(

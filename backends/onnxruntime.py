@@ -17,10 +17,12 @@ True
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from graphprune.backend import Audit, Lowered, TensorSpec
+from graphprune.errors import BackendError
 from graphprune.graph import Graph
 from graphprune.integers import ONNX_RUNTIME, Scheme
 from graphprune.target import Target, host_arch
@@ -41,9 +43,14 @@ class OnnxRuntime:
 
         Raises:
             BackendError: an operator or dtype has no ONNX equivalent; names the node.
+            TargetError: the target names an execution provider that there is none of.
         """
         from graphprune.backends.onnx_export import export
 
+        if importlib.util.find_spec("onnxruntime") is not None:  # without it a file is built, and not run
+            from graphprune.backends.onnx_providers import check_names
+
+            check_names(target)
         return export(graph, target, self.name)
 
     def open(
@@ -65,6 +72,7 @@ class OnnxRuntime:
         Raises:
             BackendError: no provider is available here, or ONNX Runtime has no kernel for an operator.
         """
+        _installed()
         from graphprune.backends.onnx_session import OnnxRunner
 
         return OnnxRunner(files, tuple(inputs), tuple(outputs), target, threads)
@@ -76,26 +84,31 @@ class OnnxRuntime:
         its latency means anything is :attr:`Target.runs_here`.
         """
         try:
-            from graphprune.backends.onnx_session import available
-        except ImportError as error:
-            return f"onnxruntime does not import ({error}); install it with: pip install onnxruntime"
-        here = available(target)
-        if not here:
-            return (
-                f"none of the providers {', '.join(target.providers)} is in this onnxruntime; "
-                "install a build that has one (onnxruntime-gpu for CUDA)"
-            )
-        if target.runs_here and here[0] != target.providers[0]:
-            return (
-                f"{target.providers[0]} is not in this onnxruntime, so it would run on {here[0]} instead; "
-                "install onnxruntime-gpu"
-            )
+            _installed()
+        except BackendError as error:
+            return str(error)
+        from graphprune.backends.onnx_providers import available, why_not
+
+        reason = why_not(target, available(target))
+        if reason:
+            return reason
         if not target.runs_here and not target.portable:
             return f"target {target.name!r} is for {target.arch} and not portable; this host is {host_arch()}"
         return None
 
     def audit(self, lowered: Lowered, target: Target) -> Audit:
         """What ONNX Runtime executes: the operators of the graph it optimised for this host."""
+        _installed()
         from graphprune.backends.onnx_audit import audit
 
         return audit(lowered, target)
+
+
+def _installed() -> None:
+    """Raise a BackendError where onnxruntime does not import."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise BackendError(
+            f"onnxruntime does not import ({error}); install it with: pip install onnxruntime"
+        ) from error
