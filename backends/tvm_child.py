@@ -125,7 +125,7 @@ class Child:
         return process.stdout.readline()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "TVM_NUM_THREADS": str(self.threads), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "TVM_NUM_THREADS": str(self.threads), "TVM_BIND_THREADS": "0"}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", self.module],

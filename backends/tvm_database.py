@@ -19,6 +19,7 @@ import tvm_ffi
 
 from .tvm_machine import Machine
 from .tvm_pipeline import Task
+from .tvm_runtime import cores
 from .tvm_schedules import Knobs
 
 
@@ -104,7 +105,7 @@ class Database:
 
     def chooser(self, threads: int | None = None) -> Chooser:
         """The fastest knobs by function; those measured with ``threads`` (default: all cores) come first."""
-        return Chooser(self, threads or os.cpu_count() or 1)
+        return Chooser(self, threads or cores())
 
 
 class Chooser:

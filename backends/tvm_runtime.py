@@ -16,6 +16,7 @@ this runs it (and is how a library for another machine is run under emulation):
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tempfile
 import threading
@@ -46,6 +47,10 @@ def package() -> Any:
         MissingExtraError: it is not installed.
         BackendError: it is, and does not import.
     """
+    # Read when TVM's pool starts. Left alone, it has a thread for every second core, and where that is one it
+    # binds the caller's thread to the first core, for all that the process does later.
+    os.environ.setdefault("TVM_NUM_THREADS", str(cores()))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
     try:
         import tvm
     except ModuleNotFoundError as error:
@@ -57,6 +62,11 @@ def package() -> Any:
             f"tvm does not import ({first_line(error)}); pip install 'graphprune[tvm]'"
         ) from error
     return tvm
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def architecture(library: bytes) -> str:
@@ -168,8 +178,7 @@ class TvmRunner:
         given = [self._tvm.runtime.from_dlpack(_aligned(value)) for value in inputs]
         try:
             with self._busy:
-                if self.threads is not None:
-                    self._configure(1, self.threads)
+                self._configure(1, self.threads or cores())
                 found = list(self._main(*given))
         except Exception as error:
             raise BackendError(f"the library failed while running: {first_line(error)}") from error

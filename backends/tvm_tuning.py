@@ -13,7 +13,6 @@ killed goes on where it stood. ``lower`` finds the results by itself.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from .tvm_database import Database, Measured, cache_file, workload
 from .tvm_import import imported
 from .tvm_machine import machine
 from .tvm_pipeline import fused, tasks
+from .tvm_runtime import cores
 from .tvm_search import Search
 
 HOPELESS = 12  # candidates of a function that all fail before it is given up
@@ -103,7 +103,7 @@ def tune(
             f"this host is {host_arch()}; tune there, and copy {database or cache_file()}"
         )
     made_for = machine(target)
-    count = threads or os.cpu_count() or 1
+    count = threads or cores()
     store = Database(made_for, database or cache_file())
     known = store.measured()
     searches = []

@@ -17,7 +17,7 @@ pytest.importorskip("tvm", reason="needs graphprune[tvm]")
 
 from graphprune.backends import tvm_machine
 from graphprune.backends.tvm import Tvm
-from graphprune.backends.tvm_runtime import architecture
+from graphprune.backends.tvm_runtime import architecture, cores
 
 import graphprune
 from graphprune.backend import Lowered
@@ -166,6 +166,23 @@ def test_threads(opened: Any) -> None:
     one.matches(x)
     with pytest.raises(InputError, match="at least 1"):
         opened(model, x, threads=0)
+
+
+@pytest.mark.skipif(cores() < 2, reason="needs two cores")
+def test_threads_are_those_asked_for_and_nobody_is_bound(opened: Any, tmp_path: Path) -> None:
+    """In a process of its own, where TVM's pool has not started yet."""
+    result = graphprune.optimize(Residual(32, 64), torch.randn(1, 32, 8, 8), backend="tvm", measure=False)
+    result.save(tmp_path / "built")
+    program = (
+        "import os, sys, torch, graphprune, tvm\n"
+        "before, counts = os.sched_getaffinity(0), []\n"
+        "for threads in (1, 2, 1):\n"
+        "    graphprune.load(sys.argv[1], threads=threads)(torch.ones(1, 32, 8, 8))\n"
+        "    counts.append(tvm.get_global_func('runtime.NumThreads')())\n"
+        "assert os.sched_getaffinity(0) == before\n"
+        "assert counts == [1, 2, 1], counts\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "built")], check=True)
 
 
 def test_inputs_that_do_not_fit(opened: Any) -> None:
