@@ -101,17 +101,17 @@ class Outlook:
         self, points: Iterable[Sizes], *, seconds: float | None = None, progress: Progress | None = None
     ) -> Filled:
         """Measure what predictions at these sizes want and the table lacks, as far as the time goes."""
-        begun, measured = time.monotonic(), 0
+        begun, done, measured = time.monotonic(), 0, 0
         points = [{}, *points]
-        for grid, smaller in STAGES:
-            wanted = self._wanted(points if smaller else points[:1], grid)
-            for index, want in enumerate(wanted):
+        stages = [(points if smaller else points[:1], grid) for grid, smaller in STAGES]
+        total = len({want.text for around, grid in stages for want in self._wanted(around, grid)})
+        for around, grid in stages:
+            for want in self._wanted(around, grid):
                 if seconds is not None and time.monotonic() - begun >= seconds:
-                    missing = len(self._wanted(points, FINE))
-                    return Filled(measured, missing, dict(self._refused), time.monotonic() - begun)
+                    return Filled(measured, total - done, dict(self._refused), time.monotonic() - begun)
                 if progress is not None:
-                    rest = len(wanted) - index + (len(self._wanted(points, FINE)) if grid is not FINE else 0)
-                    progress(measured, measured + rest, want.block.label)
+                    progress(done, total, want.block.label)
+                done += 1
                 measured += self._measure(want)
         return Filled(measured, 0, dict(self._refused), time.monotonic() - begun)
 
@@ -218,5 +218,6 @@ def tune(
         outlook = Outlook(graph, widths(candidates), Stopwatch(table, chosen, goal, threads))
         whole = queue.totals(0)["macs"]
         counts = [queue.first(lambda n, s=share: queue.totals(n)["macs"] <= s * whole) for share in SHARES]  # type: ignore[misc]
+        outlook.stopwatch.nothing()
         filled = outlook.fill(map(queue.sizes, counts), seconds=seconds, progress=progress)
         return Tuned(machine, table.path, len(table), filled)

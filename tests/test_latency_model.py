@@ -201,8 +201,8 @@ def test_an_operator_that_does_not_run_alone_is_estimated_and_named() -> None:
 
 
 def test_coarse_grids_count_where_fine_ones_are_not_known() -> None:
-    graph, known = network(), {}
-    model = LatencyModel(graph, widths(candidates()), known.get, lambda: CALL)
+    known: dict[str, float] = {}
+    model = LatencyModel(network(), widths(candidates()), known.get, lambda: CALL)
     half = {atom: size // 2 for atom, size in ((a, a.size) for a in reachable())}
     assert model(half) == 0.0
     for want in model.wanted({}, WHOLE):
