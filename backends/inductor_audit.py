@@ -14,6 +14,9 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import fx
+
 from graphprune.backend import Audit, AuditRow
 from graphprune.cost import node_macs
 from graphprune.errors import BackendError
@@ -29,7 +32,7 @@ _PRODUCT = ("linear", "addmm", "mm_out", "baddbmm", "bmm", "scaled_dot_product",
 
 
 def asked(graph: Graph) -> list[dict[str, Any]]:
-    """The graph's convolutions and matrix products: family, multiply-accumulates, whether in integers."""
+    """The graph's convolutions and matrix products: family, MACs, whether in integers, the result's dtype."""
     found = []
     for node in graph.fx.nodes:
         macs = node_macs(node)
@@ -37,7 +40,10 @@ def asked(graph: Graph) -> list[dict[str, Any]]:
             sources = [s for s in node.all_input_nodes if "val" in s.meta and s.meta["val"].dim() > 1][:2]
             integers = len(sources) == 2 and all("dequantize" in str(s.target) for s in sources)
             family = "convolution" if node.target in CONVOLUTIONS else "product"
-            found.append({"name": node.name, "family": family, "macs": macs, "integers": integers})
+            dtype = str(node.meta["val"].dtype).removeprefix("torch.") if _is_tensor(node) else "float32"
+            found.append({
+                "name": node.name, "family": family, "macs": macs, "integers": integers, "dtype": dtype,
+            })  # fmt: skip
     return found
 
 
@@ -71,10 +77,13 @@ def read(files: Mapping[str, bytes]) -> Audit:
             late = operator["integers"] and not _integer(calls[place])
             reason = "in float: inductor did not fuse the quantizers around it" if late else ""
             matched[place] = operator, reason
+    # What a fused loop computes in is not said; a network in one precision has it there, too.
+    kinds = {operator.get("dtype", "float32") for operator in wanted}
+    floats = kinds.pop() if len(kinds) == 1 else "float32"
     rows = []
     for place, call in enumerate(calls):
         operator, reason = matched.get(place, ({}, ""))
-        precision = "int8" if _integer(call) else "float32"
+        precision = "int8" if _integer(call) else operator.get("dtype", floats)
         rows.append(AuditRow(
             operator.get("name", f"{call}_{place}"), call, precision, operator.get("macs", 0), reason,
             bool(reason),
@@ -90,6 +99,10 @@ def _unmatched(
     floats = [p for p in places if not _integer(calls[p])]
     reason = "in float: fewer integer kernels than the graph has operators in integers"
     return {place: ({}, reason) for place in floats[: max(missing, 0)]}
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def _body(source: str) -> str:

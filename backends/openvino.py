@@ -53,13 +53,15 @@ class OpenVino:
             raise BackendError(f"OpenVINO has no CUDA device for target {target.name!r}; {_OTHER}")
         edges = _edges(graph)
         exported = export(rounded_once(graph), target, self.name)
-        files, inner = convert(exported.files)
+        half = any(value.dtype == torch.bfloat16 for value in graph.tensors.values())
+        files, inner = convert(exported.files, "bf16" if half else "f32")
+        said = exported.notes if not half else tuple(n for n in exported.notes if "bfloat16" not in n)
         versions = {k: v for k, v in exported.versions.items() if k != "onnxruntime"}
         return replace(
             exported,
             files=files,
             versions={**versions, "openvino": version("openvino")},
-            notes=(*exported.notes, *edges, *inner),
+            notes=(*said, *edges, *inner),
         )
 
     def open(

@@ -30,6 +30,7 @@ _NUMBERED = re.compile(r"[A-Z][A-Za-z0-9]*_\d+")
 _UNCONVERTED = re.compile(r"(?:No conversion rule found for operations|Conversion is failed for): (.+)")
 _UNSUPPORTED = re.compile(r"[Uu]nsupported operation of type: (\S+) name: (\S+)")
 _ROUNDED = 4  # accuracy_level of a MatMulNBits whose inputs become integers, too
+_FLOATS = ["graphprune", "floats"]  # where a model says what floats are computed in
 _NOISE = ("Exception from", "Check '", "FrontEnd API", "Summary", "Model wasn't fully", "--")
 
 
@@ -51,8 +52,11 @@ def runtime() -> Any:
     return openvino
 
 
-def convert(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], tuple[str, ...]]:
+def convert(files: Mapping[str, bytes], floats: str = "f32") -> tuple[dict[str, bytes], tuple[str, ...]]:
     """``model.onnx`` (and its data file) as OpenVINO's two files, and notes on what it computes otherwise.
+
+    Args:
+        floats: what float operators may be computed in, in OpenVINO's words; kept in the model.
 
     Raises:
         BackendError: OpenVINO has no translation for an operator; names it.
@@ -63,6 +67,8 @@ def convert(files: Mapping[str, bytes]) -> tuple[dict[str, bytes], tuple[str, ..
             (Path(place) / name).write_bytes(content)
         try:
             model = ov.Core().read_model(f"{place}/{MODEL_FILE}")
+            if floats != "f32":
+                model.set_rt_info(floats, _FLOATS)
             ov.serialize(model, f"{place}/{XML_FILE}", f"{place}/{BIN_FILE}")
         except Exception as error:
             raise BackendError(_untranslated(error)) from error
@@ -89,8 +95,9 @@ def read(core: Any, files: Mapping[str, bytes]) -> Any:
 def compiled(core: Any, model: Any, threads: int | None = None, profile: bool = False) -> Any:
     """The model compiled for this CPU, for the least latency of one call.
 
-    Float stays float32 where the processor could do bfloat16, and inputs are never rounded to integers that
-    the graph does not have. Threads are not pinned: those of two models would share a core.
+    Float stays float32 where the processor could do bfloat16, unless the model says otherwise, and inputs are
+    never rounded to integers that the graph does not have. Threads are not pinned: those of two models would
+    share a core.
 
     Raises:
         InputError: ``threads`` is below 1.
@@ -103,7 +110,7 @@ def compiled(core: Any, model: Any, threads: int | None = None, profile: bool = 
 
     chosen = {
         hint.performance_mode(): hint.PerformanceMode.LATENCY,
-        hint.inference_precision(): ov.Type.f32,
+        hint.inference_precision(): ov.Type.bf16 if _floats(model) == "bf16" else ov.Type.f32,
         hint.dynamic_quantization_group_size(): 0,
         hint.enable_cpu_pinning(): False,
         properties.enable_profiling(): profile,
@@ -119,6 +126,20 @@ def compiled(core: Any, model: Any, threads: int | None = None, profile: bool = 
             said = f"OpenVINO has no kernel for the operator {kind} ({name}); {_ELSE}"
             raise BackendError(said) from error
         raise BackendError(f"OpenVINO does not compile the model: {reason(error)}") from error
+
+
+def floats_note(model: Any, ready: Any) -> tuple[str, ...]:
+    """A line where a model may compute in bfloat16 and, compiled, does not: this processor has none."""
+    import openvino.properties.hint as hint
+
+    if _floats(model) != "bf16" or ready.get_property(hint.inference_precision()) == runtime().Type.bf16:
+        return ()
+    return ("this processor has no bfloat16, so OpenVINO computes in float32",)
+
+
+def _floats(model: Any) -> str:
+    """What a model says its floats are computed in."""
+    return model.get_rt_info(_FLOATS).astype(str) if model.has_rt_info(_FLOATS) else "f32"
 
 
 def reason(error: BaseException) -> str:

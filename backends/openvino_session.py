@@ -17,7 +17,7 @@ from graphprune.backend import TensorSpec
 from graphprune.errors import BackendError, InputError
 
 from .flat_inputs import check
-from .openvino_model import compiled, read, reason, runtime
+from .openvino_model import compiled, floats_note, read, reason, runtime
 
 _INT32 = np.iinfo(np.int32)
 
@@ -29,10 +29,8 @@ class OpenVinoRunner:
         inputs, outputs: the specifications.
         threads: of the runtime, ``None`` for its default (one per core).
         compiled: the ``openvino.CompiledModel``.
-        notes: what differs from what the target asked for; nothing.
+        notes: what differs from what was asked for.
     """
-
-    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -45,8 +43,10 @@ class OpenVinoRunner:
         self.inputs, self.outputs, self.threads = inputs, outputs, threads
         self._openvino = runtime()
         self._core = self._openvino.Core()
-        self.compiled = compiled(self._core, read(self._core, files), threads, profile)
+        model = read(self._core, files)
+        self.compiled = compiled(self._core, model, threads, profile)
         self._check_signature()
+        self.notes = floats_note(model, self.compiled)
         self._request = self.compiled.create_infer_request()
         self._busy = threading.Lock()
 

@@ -2,7 +2,8 @@
 
 ``int8`` computes in integers what the target's runtime computes in integers, from calibration inputs;
 ``int8-dynamic`` takes the ranges of activations anew in every call, and needs none; ``int8-weights`` and
-``int4-weights`` store weights as integers and compute in float. With ``max_drop``, ``int8`` leaves in float
+``int4-weights`` store weights as integers and compute in float; ``bfloat16`` and ``float16`` are half
+precision throughout. With ``max_drop``, ``int8`` leaves in float
 what costs more accuracy than that.
 
 >>> suffix("int8", None), suffix("int8", 0.01)
@@ -21,6 +22,8 @@ PRECISIONS = {
     "int8-dynamic": "quantize-dynamic",
     "int8-weights": "quantize-weights{bits=8}",
     "int4-weights": "quantize-weights{bits=4}",
+    "bfloat16": "half-precision{dtype=bfloat16}",
+    "float16": "half-precision{dtype=float16}",
 }
 
 

@@ -75,6 +75,7 @@ passes = Registry(
         "fold-batch-norm": "graphprune.passes.fold_batch_norm:FoldBatchNorm",
         "fold-constants": "graphprune.passes.fold_constants:FoldConstants",
         "fold-parameters": "graphprune.passes.fold_parameters:FoldParameters",
+        "half-precision": "graphprune.passes.half_precision:HalfPrecision",
         "mixed-precision": "graphprune.passes.mixed_precision:MixedPrecision",
         "prune-channels": "graphprune.passes.prune_channels:PruneChannels",
         "prune-heads": "graphprune.passes.prune_heads:PruneHeads",

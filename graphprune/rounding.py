@@ -5,10 +5,11 @@ then differs from PyTorch by more than that, and neither is wrong. So where an a
 both are compared with the same graph in float64: an artifact as close to it as PyTorch's own float32, up to a
 factor of :data:`SLACK`, is as good an evaluation of the network.
 
-A quantized graph rounds at every quantizer, and a number near the middle between two integers may fall to
-either side in another order of summation; from there on the two differ by whole steps. Such an artifact is
-compared with the float network behind the graph (:attr:`Graph.floating`): it may be off by as much as the
-graph itself is, up to a factor of :data:`QUANTIZED_SLACK`, and by no more than that from the graph.
+A quantized graph rounds at every quantizer, one in half precision everywhere, and a number near the middle
+between two may fall to either side in another order of summation; from there on they differ by whole steps.
+It is compared with the float network behind the graph (:attr:`Graph.floating`): it may be off by
+as much as the graph itself is, up to a factor of :data:`QUANTIZED_SLACK`, and by no more than that from the
+graph.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def allow_rounding(
     """
     missed = certificate.exact and not certificate.passed and certificate.max_relative > certificate.tolerance
     if missed and graph.floating is not None:
-        return judged_by_steps(certificate, outputs, graph.run(*call), graph.floating.run(*call))
+        mine, truth = graph.run(*call), graph.floating.run(*call)
+        return judged_by_steps(certificate, outputs, mine, truth, _format(graph))
     if not missed or any(t.dtype is torch.float64 for t in graph.tensors.values()):
         return certificate
     once = graph.run(*call)
@@ -64,18 +66,28 @@ def judged_in_float64(
 
 
 def judged_by_steps(
-    certificate: Certificate, outputs: Sequence[Any], mine: Sequence[Any], truth: Sequence[Any]
+    certificate: Certificate,
+    outputs: Sequence[Any],
+    mine: Sequence[Any],
+    truth: Sequence[Any],
+    what: str = "integers",
 ) -> Certificate:
-    """The certificate, with ``outputs`` held to the noise that the quantized graph itself (``mine``) has.
+    """The certificate, with ``outputs`` held to the noise that the rounded graph itself (``mine``) has.
 
-    ``truth`` is what the network computes without rounding.
+    ``truth`` is what the network computes without rounding, ``what`` the numbers it is rounded to.
     """
     own, theirs, apart = (noise_ratio(a, b) for a, b in ((mine, truth), (outputs, truth), (outputs, mine)))
     limit = QUANTIZED_SLACK * own
     said = f"noise against float {theirs:.1e}, the graph's own {own:.1e}, between the two {apart:.1e}"
     if theirs <= limit and apart <= limit:
-        return replace(certificate, passed=True, tolerance=limit, reason="", precision=f"integers: {said}")
+        return replace(certificate, passed=True, tolerance=limit, reason="", precision=f"{what}: {said}")
     return replace(certificate, reason=f"{certificate.reason}; {said}")
+
+
+def _format(graph: Graph) -> str:
+    """What a graph with a float network behind it computes in."""
+    half = [t.dtype for t in graph.tensors.values() if t.dtype in (torch.bfloat16, torch.float16)]
+    return str(half[0]).removeprefix("torch.") if half else "integers"
 
 
 def widened(call: Sequence[torch.Tensor]) -> list[torch.Tensor]:
