@@ -13,7 +13,6 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any
 
 import onnx_ir as ir
@@ -27,6 +26,7 @@ from graphprune.errors import BackendError
 from graphprune.graph import Graph
 from graphprune.graph_text import operator_name
 from graphprune.target import Target
+from graphprune.versions import installed
 
 from .exported import exported, first_line, tensor_outputs
 from .onnx_attention import four_dimensional
@@ -77,7 +77,7 @@ def export(graph: Graph, target: Target, backend: str) -> Lowered:
         ),
         outputs=tuple(_spec(next(results), v.meta["val"]) if isinstance(v, fx.Node) else v for v in flat),
         files=_files(model),
-        versions={package: version(package) for package in _PACKAGES},
+        versions={package: found for package in _PACKAGES if (found := installed(package))},
         notes=(*notes, *unpacked),
     )
 

@@ -6,6 +6,7 @@ an :class:`~graphprune.errors.InputError` that names the input. Results are on t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ from .onnx_providers import OWN_THREADS, available, brings, settings
 
 # Only errors: the runtime's warnings concern its own choices, and would reach the caller's terminal.
 _ERROR = 3
+
+# How it says that a file is of a newer ONNX than it reads.
+_NEWER = re.compile(r"Unsupported model IR version: \d+|Opset \d+(?= is)")
 
 # What numpy has no type for goes through DLPack.
 _VIEWED = {torch.bfloat16: (torch.uint16, 16)}
@@ -84,6 +88,12 @@ def _refused(error: Exception) -> str:
         return (
             f"ONNX Runtime has no kernel for an operator in the model's dtype: {reason}; "
             "convert the model, for example with model.float()"
+        )
+    newer = _NEWER.search(reason)
+    if newer:
+        return (
+            f"the model is of a newer ONNX than onnxruntime {ort.__version__} reads ({newer[0].strip()}); "
+            "upgrade onnxruntime, or build the artifact again"
         )
     return f"ONNX Runtime does not open the model: {reason}"
 

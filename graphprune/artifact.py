@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from . import atomic, structure
+from . import atomic, structure, versions
 from .backend import Lowered, Runner, TensorSpec
 from .contents import MANIFEST, MEASUREMENTS, REPORT, Contents, entry, read
 from .errors import ArtifactError, BackendError, InputError, RecipeError
@@ -167,8 +167,17 @@ def opened(contents: Contents, threads: int | None = None) -> LoadedArtifact:
     reason = backend.unrunnable(target)
     if reason:
         raise BackendError(f"the artifact {place} cannot run here: {reason}")
-    runner = backend.open(contents.files, inputs, outputs, target, threads)
-    return LoadedArtifact(place, manifest, contents.measurements, target, inputs, outputs, runner)
+    newer = versions.newer(manifest["backend"], manifest["versions"])
+    if newer and manifest["backend"] in versions.LINKED:
+        raise BackendError(f"the artifact {place} cannot run here: {newer}")
+    try:
+        runner = backend.open(contents.files, inputs, outputs, target, threads)
+    except BackendError as error:
+        if newer:
+            raise BackendError(f"{error}; {newer}") from error
+        raise
+    notes = (*getattr(runner, "notes", ()), *([f"it opens here, although {newer}"] if newer else []))
+    return LoadedArtifact(place, manifest, contents.measurements, target, inputs, outputs, runner, notes)
 
 
 class LoadedArtifact:
@@ -180,6 +189,7 @@ class LoadedArtifact:
         measurements: what ``measurements.json`` says, empty if there is none.
         target: what it was built for.
         inputs, outputs: specifications of the flat tensors.
+        notes: what is otherwise here than where it was built.
     """
 
     def __init__(
@@ -191,10 +201,11 @@ class LoadedArtifact:
         inputs: Sequence[TensorSpec],
         outputs: Sequence[Any],
         runner: Runner,
+        notes: Sequence[str] = (),
     ):
         self.directory, self.manifest, self.measurements = directory, manifest, measurements
         self.target, self.inputs, self.outputs = target, tuple(inputs), tuple(outputs)
-        self._runner = runner
+        self._runner, self.notes = runner, tuple(notes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The result for the original's arguments, in the original's structure.

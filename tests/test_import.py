@@ -37,7 +37,7 @@ LAYERS = {
     "plan": ("importance", "quantization", "plan", "candidates", "budget", "schedule"),
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
-    "lower": ("backend", "lowering", "manifest", "contents", "reference", "artifact"),
+    "lower": ("backend", "lowering", "manifest", "contents", "reference", "versions", "artifact"),
     "measure": (
         "measure", "sittings", "choice", "blocks", "fusion", "latency_table", "latency_model", "stopwatch",
         "tuning", "goal", "bracket", "latency_bench", "latency",
