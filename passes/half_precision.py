@@ -3,8 +3,8 @@
 bfloat16 keeps float32's range with 8 bits of precision, float16 has 11 bits and ends at 65,504 (Micikevicius
 et al., *Mixed Precision Training*, ICLR 2018; Kalamkar et al., *A Study of BFLOAT16*, 2019). The caller goes
 on passing and getting float32; casts stand at the edges. Constants beyond the range, such as the most
-negative float32 of an attention mask, become the end of the range: as an infinity, a row of them would come out of a
-softmax as NaN. Sums inside an operator are the runtime's: the common kernels keep them in float32.
+negative float32 of an attention mask, become the end of the range: as an infinity, a row of them would come
+out of a softmax as NaN. Sums inside an operator are the runtime's: the common kernels keep them in float32.
 
 >>> import torch, graphprune
 >>> from graphprune.pipeline import Context
