@@ -91,7 +91,7 @@ def test_the_model_is_left_as_it_was(model: Net, x: torch.Tensor) -> None:
     modes = [m.training for m in model.modules()]
     state = copy.deepcopy(model.state_dict())
     random_state = torch.get_rng_state()
-    graphprune.optimize(model, x, rounds=1)
+    graphprune.optimize(model, x, rounds=1, backend="onnxruntime")
     assert torch.equal(torch.get_rng_state(), random_state)
     assert [m.training for m in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == [
@@ -146,7 +146,7 @@ def test_examples_are_inferred_and_the_report_says_how(model: Net) -> None:
 
 def test_latency_is_measured_in_turn(model: Net, x: torch.Tensor) -> None:
     threads = torch.get_num_threads()
-    latency = graphprune.optimize(model, x, rounds=3, threads=1).report.latency
+    latency = graphprune.optimize(model, x, rounds=3, threads=1, backend="onnxruntime").report.latency
     assert latency.original is not None
     assert latency.artifact is not None
     assert latency.original.rounds == latency.artifact.rounds == 3
