@@ -116,12 +116,14 @@ class Packages:
     def fetch(self, *packages: str) -> list[Path]:
         """Download packages and all they depend on; the ``.deb`` files."""
         what = f"fetch {', '.join(packages)} for {self.architecture}"
-        asked = ("install", "--download-only", "--yes", *packages)
-        self._apt("apt-get", *asked, what=what)
-        wanted = self._apt("apt-get", *asked, "--print-uris", "--reinstall", what=what)
-        listed = set(re.findall(r"^'[^']+' (\S+\.deb) ", wanted, re.MULTILINE))
-        there = sorted((self.folder / "archives").glob("*.deb"))
-        return [path for path in there if path.name in listed] or there
+        plan = self._apt("apt-get", "install", "--simulate", *packages, what=what)
+        self._apt("apt-get", "install", "--download-only", "--yes", *packages, what=what)
+        found = []
+        # Archives of an earlier run may lie there, too, in other versions: only those of the plan count.
+        for name, version in re.findall(r"^Inst (\S+) \((\S+) ", plan, re.MULTILINE):
+            pattern = f"{name}_{version.replace(':', '%3a')}_*.deb"
+            found += sorted((self.folder / "archives").glob(pattern))
+        return found
 
     def fetch_alone(self, package: str) -> Path:
         """Download one package without what it depends on."""

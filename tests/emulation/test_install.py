@@ -35,11 +35,11 @@ if asked[0] == "update":
         sys.exit(print("W: Failed to fetch http://mirror  Could not resolve 'mirror'", file=sys.stderr))
     (place.parent / "lists/mirror_Packages").write_text("")
 if asked[0] == "install":
-    names = ["libc6_2.36-9_arm64.deb", "{name}_1_arm64.deb"]
-    for name in names:
-        if "--print-uris" in asked:
-            print(f"'http://mirror/{{name}}' {{name}} 1 MD5Sum:0")
-        else:
+    if "--simulate" in asked:
+        print("NOTE: a simulation")
+        print("Inst libc6 (2.36-9 Debian:12/stable [arm64])\\nInst {name} (1:1 Debian:12/stable [arm64])")
+    else:
+        for name in ("libc6_2.36-9_arm64.deb", "{name}_1%3a1_arm64.deb", "libc6_2.0_arm64.deb"):
             (place / name).write_text(name)
 if asked[0] == "download":
     pathlib.Path("qemu_1_amd64.deb").write_text("qemu")
@@ -83,7 +83,7 @@ def system(tmp_path, monkeypatch) -> Callable[[], list[str]]:
     monkeypatch.setattr(wheels, "wanted", lambda: {"onnxruntime": ORT})
 
     def download(packages, folder, python, glibc, flags=()):
-        assert glibc == (2, 36)
+        assert glibc == (2, 36)  # not that of the older archive beside it
         with log.open("a") as file:
             print("pip", *(f"{k}=={v}" for k, v in packages.items()), *flags, file=file)
         folder.mkdir(parents=True, exist_ok=True)
