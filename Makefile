@@ -4,6 +4,7 @@
 #   make test            the tests, without those that take minutes
 #   make test-full       all of them, those of ARM under emulation where it can be set up
 #   make arm             the emulated ARM machine, in $(ARM): Debian's packages and wheels, without root
+#   make test-runtimes   those of runtimes that are not in the environment of the others
 #   make lint            ruff and mypy
 #   make bench-runtime   artifacts against eager and plain ONNX Runtime
 #
@@ -24,7 +25,7 @@ PIP := $(BIN)/python -m pip install -q -q --disable-pip-version-check -c constra
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --durations=10 $(PYTEST_FLAGS)
 
-.PHONY: help demo test test-full arm lint bench-runtime clean
+.PHONY: help demo test test-full test-runtimes arm lint bench-runtime clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -42,6 +43,13 @@ test-full: $(VENV)/.test
 
 arm: $(VENV)/.test
 	@$(BIN)/graphprune emulator $(ARM) --pip-flags='$(PIP_FLAGS)'
+
+# onnxruntime-openvino has onnxruntime's place, so it has a folder before it on the path.
+test-runtimes: $(VENV)/.test
+	@$(PIP) -e '.[executorch]'
+	@test -d build/onnxruntime-openvino || $(PIP) --no-deps --target build/onnxruntime-openvino onnxruntime-openvino
+	@$(PYTEST) tests/backends/test_executorch.py tests/backends/test_executorch_integers.py tests/backends/test_missing.py
+	@PYTHONPATH=build/onnxruntime-openvino $(PYTEST) tests/backends/test_providers.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -286,6 +286,7 @@ def test_for_arm_the_file_is_the_same_and_proved_here():
     assert there.report.certificates["artifact against original"].passed
 
 
+@pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.parametrize("name", ["tv_resnet18", "tv_mobilenet_v2", "hf_bert"])
 def test_networks_are_proved(name):

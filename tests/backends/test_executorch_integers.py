@@ -193,6 +193,7 @@ def runtime() -> str:
     return "executorch"
 
 
+@pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.parametrize("name", ["tv_resnet18", "tv_mobilenet_v2", "hf_bert"])
 def test_networks_in_integers(name):
