@@ -20,7 +20,7 @@ import tvm_ffi
 from .tvm_machine import Machine
 from .tvm_pipeline import Task
 from .tvm_runtime import cores
-from .tvm_schedules import Knobs
+from .tvm_schedules import TEMPLATES, Knobs
 
 
 def cache_file() -> Path:
@@ -73,7 +73,8 @@ class Database:
                     record = json.loads(line)
                 except ValueError:
                     continue  # the line that a kill cut short
-                if (record.get("machine"), record.get("tvm")) == (self.machine.identity, tvm.__version__):
+                holds = (record.get("machine"), record.get("tvm"), record.get("templates"))
+                if holds == (self.machine.identity, tvm.__version__, TEMPLATES):
                     yield record
 
     def measured(self) -> dict[str, list[Measured]]:
@@ -90,8 +91,8 @@ class Database:
         """Append one measurement; it is on the disk when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         record = {
-            "machine": self.machine.identity, "tvm": tvm.__version__, "workload": key, "task": task.name,
-            "threads": value.threads, "knobs": value.knobs.to_json(), "ms": value.ms,
+            "machine": self.machine.identity, "tvm": tvm.__version__, "templates": TEMPLATES,
+            "workload": key, "task": task.name, "threads": value.threads, "knobs": value.knobs.to_json(), "ms": value.ms,
             "sure": value.sure,
         }  # fmt: skip
         with self.path.open("a+b") as lines:

@@ -46,6 +46,8 @@ def _try_inline(sch: Any, block: Any) -> None:
     if _reduces(sch, block) or len(sch.get_consumers(block)) != 1:
         return
     reader = sch.get_consumers(block)[0]
+    if str(sch.get(block).name_hint).startswith("weights"):
+        return  # packed once for all that reads it
     if _reduces(sch, reader) and len(sch.get_producers(block)) > 0 and _costly(sch, block):
         return
     try:

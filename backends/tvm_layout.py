@@ -22,7 +22,7 @@ from tvm import relax
 
 from . import tvm_operators as operators
 from .tvm_constants import Constants
-from .tvm_packing import pack_dense, pack_depthwise, pack_filters, per_channel
+from .tvm_packing import lanes, pack_dense, pack_depthwise, pack_filters, per_channel
 from .tvm_tiles import padded_extent
 
 FUSABLE = {"op_pattern": 4}  # Relax's kOutEWiseFusable: elementwise operators behind it become part of it
@@ -165,7 +165,9 @@ class _Rewriter:
     def _linear(self, var: Any, call: Any) -> bool:
         weight = self.constants.get(call.args[1])
         shape = _shape(call.args[0])
-        if weight is None or weight.ndim != 2 or weight.dtype != np.float32 or len(shape) < 2:
+        if weight is None:
+            return self._product(var, call)
+        if weight.ndim != 2 or weight.dtype != np.float32 or len(shape) < 2:
             return False
         packed = relax.const(pack_dense(weight, self.v))
         rows = padded_extent(shape[-2], self.tile)
@@ -178,6 +180,18 @@ class _Rewriter:
             name="dense",
             fusable=True,
         )
+        return True
+
+    def _product(self, var: Any, call: Any) -> bool:
+        """Of two activations, as in attention."""
+        left, right = (_shape(argument) for argument in call.args)
+        fits = len(left) == len(right) >= 2 and left[:-2] == right[:-2]
+        if not fits or str(var.ty.dtype) != "float32":
+            return False
+        self.plain[var] = self._call(
+            operators.matmul, self._plain(call.args[0]), self._plain(call.args[1]), lanes(right[-1], self.v),
+            padded_extent(left[-2], self.tile), name="matmul", fusable=True,
+        )  # fmt: skip
         return True
 
     def _pool(self, var: Any, call: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from torch import fx
@@ -20,11 +21,11 @@ from .tvm_machine import linker, machine
 from .tvm_runtime import FACTS_FILE, FORMAT, LIBRARY_FILE, package
 
 
-def lower(graph: Graph, target: Target, backend: str) -> Lowered:
-    """See :meth:`graphprune.backends.tvm.Tvm.lower`."""
+def lower(graph: Graph, target: Target, backend: str = "tvm", database: Path | None = None) -> Lowered:
+    """See :meth:`graphprune.backends.tvm.Tvm.lower`; ``database`` is another file with measured schedules."""
     tvm = package()
     from .tvm_audit import rows
-    from .tvm_database import Database
+    from .tvm_database import Database, cache_file
     from .tvm_pipeline import fused, library, scheduled
 
     made_for, link = machine(target), linker(target)
@@ -32,7 +33,7 @@ def lower(graph: Graph, target: Target, backend: str) -> Lowered:
     if any(isinstance(spec, TensorSpec) and spec.dtype == "int" for spec in outputs):
         raise BackendError("an output is a symbolic size, which a TVM library cannot return; return a tensor")
     module = fused(imported(graph), made_for)
-    measured = Database(made_for).chooser()
+    measured = Database(made_for, database or cache_file()).chooser()
     ordered = scheduled(module, made_for, measured)
     content = library(ordered, made_for, link)
     facts = {

@@ -8,7 +8,7 @@ them: ``[O/v, I/v, kh, kw, v, v]`` of a convolution, ``[C/v, kh, kw, v]`` of a d
     USENIX ATC 2019, section 3.1, describe the layout; the code is this project's own.)
 
 The functions here only say *what* is computed; :mod:`graphprune.backends.tvm_schedules` says in which order.
-Blocks are named for it: ``pad``, the product (``conv``, ``depthwise``, ``dense``), ``crop``.
+Blocks are named for it: ``pad``, the product (one of :data:`PRODUCTS`), ``crop``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-PRODUCTS = ("conv", "depthwise", "dense")
+PRODUCTS = ("conv", "depthwise", "dense", "matmul")
 
 
 def _sizes(tensor: Any) -> list[int]:
@@ -131,6 +131,37 @@ def dense(x: Any, weight: Any, outputs: int, rows: int = 0) -> Any:
     made = te.compute((*lead, wide, blocks * v), at, name="dense")
     made = _cropped(made, len(lead), m)
     return _cropped(made, len(lead) + 1, outputs)
+
+
+def matmul(a: Any, b: Any, v: int, rows: int = 0) -> Any:
+    """``[…, m, n]`` of ``a`` ``[…, m, k]`` and ``b`` ``[…, k, n]``, which is packed in every call.
+
+    Args:
+        v: outputs in a vector.
+        rows: computes at least as many rows (the last one again), and crops them.
+    """
+    *lead, m, k = _sizes(a)
+    n = _sizes(b)[-1]
+    wide = max(m, rows)
+    zero = tirx.const(0.0, b.dtype)
+
+    def weight(*at: Any) -> Any:
+        *outer, block, row, lane = at
+        column = block * v + lane
+        value = b[(*outer, row, column)]
+        return value if n % v == 0 else te.if_then_else(column < n, value, zero)
+
+    packed = te.compute((*lead, -(-n // v), k, v), weight, name="weights")
+    rk = te.reduce_axis((0, k), "rk")
+
+    def at(*axes: Any) -> Any:
+        *outer, row, column = axes
+        there = row if wide == m else te.min(row, m - 1)
+        other = packed[(*outer, tirx.floordiv(column, v), rk, tirx.floormod(column, v))]
+        return te.sum(a[(*outer, there, rk)] * other, axis=[rk])
+
+    made = te.compute((*lead, wide, -(-n // v) * v), at, name="matmul")
+    return _cropped(_cropped(made, len(lead), m), len(lead) + 1, n)
 
 
 def pool(

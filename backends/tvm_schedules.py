@@ -29,6 +29,8 @@ from .tvm_machine import Machine
 from .tvm_operators import PRODUCTS
 from .tvm_tiles import divisors
 
+TEMPLATES = 1  # raised when knobs come to mean something else, so that older measurements are not used
+LINEAR = ("dense", "matmul")
 ENOUGH = 16  # sums in registers
 PARALLEL_FROM = 50_000  # multiply-adds, below which waking a thread costs more than it computes
 
@@ -38,7 +40,7 @@ class Work:
     """What decides how a product is scheduled.
 
     Attributes:
-        kind: ``conv``, ``depthwise`` or ``dense``.
+        kind: one of the operators' products; ``matmul`` is a ``dense`` whose weights are packed each time.
         spatial: extents of the output: n, channel blocks, rows, columns, v; or leading axes, rows, outputs.
         reduction: extents of what is summed over.
         padded: whether it reads a padded copy.
@@ -66,7 +68,8 @@ class Knobs:
         chunk: rows a thread takes at a time.
         order: ``channels``: threads share channel blocks, and each keeps its weights in its cache; ``rows``:
             they share rows, and each keeps its inputs.
-        pad: where the padded copy is made: ``whole`` at once, or ``chunk`` for a thread's rows.
+        pad: where the padded copy is made: ``whole`` at once, ``chunk`` for a thread's rows, or nowhere
+            (``inline``): what is read is asked whether it is inside.
         unroll: how many of the kernel's two axes are unrolled (of a linear: whether the sum is, by four).
     """
 
@@ -104,7 +107,7 @@ def space(work: Work, machine: Machine) -> list[Knobs]:
     """The schedules that are worth measuring: tiles that fill the registers, in every order."""
     tiles = _tiles(work, machine)
     orders = ("channels", "rows")
-    if work.kind == "dense":
+    if work.kind in LINEAR:
         return [Knobs(c, r, 1, r, order, "whole", unroll)
                 for (c, r, _), order, unroll in product(tiles, orders, (0, 1))]  # fmt: skip
     height = work.spatial[2]
@@ -114,7 +117,7 @@ def space(work: Work, machine: Machine) -> list[Knobs]:
             continue
         chunks = {rows, *(d for d in divisors(height, height) if d % rows == 0 and d * 8 >= height)}
         for chunk in sorted(chunks):
-            pads = ("whole", "chunk") if work.padded else ("whole",)
+            pads = ("whole", "chunk", "inline") if work.padded else ("whole",)
             found += [Knobs(c, rows, columns, chunk, order, pad, unroll) for pad in pads]
     return found
 
@@ -127,7 +130,7 @@ def default(work: Work, machine: Machine) -> Knobs:
     """
     tiles = [t for t in _tiles(work, machine, everything=True) if prod(t) <= min(ENOUGH, machine.tile)]
     c, rows, columns = max(tiles, key=lambda t: (prod(t) * 4 >= ENOUGH * 3, t[0] == 2, prod(t), t[2]))
-    if work.kind == "dense":
+    if work.kind in LINEAR:
         return Knobs(c, rows, 1, rows, "channels", "whole", 1)
     if work.kind == "depthwise":
         height = work.spatial[2]
@@ -140,7 +143,7 @@ def _tiles(work: Work, machine: Machine, everything: bool = False) -> list[tuple
 
     With ``everything``, the small ones too.
     """
-    if work.kind == "dense":
+    if work.kind in LINEAR:
         vectors = work.spatial[-1] // work.lanes
         axes = (divisors(vectors, 8), divisors(work.spatial[-2], machine.tile), [1])
     else:
@@ -187,7 +190,7 @@ def _schedule_product(sch: Any, work: Work, knobs: Knobs, machine: Machine) -> N
         last = sch.cache_write(block, 0, "local")
     else:
         sch.set_scope(block, 0, "local")
-    if work.kind == "dense":
+    if work.kind in LINEAR:
         _schedule_dense(sch, block, last, work, knobs)
     else:
         _schedule_window(sch, block, last, work, knobs)
@@ -227,12 +230,25 @@ def _schedule_window(sch: Any, block: Any, last: Any, work: Work, knobs: Knobs) 
     _in_registers(sch, spatial[1:4], spatial[4])
     _in_registers(sch, (ci, ii, ji), v)
     pad = next((name for name in _names(sch) if name.startswith("pad")), None)
-    if pad is not None and knobs.pad == "chunk":
-        source = sch.get_sblock(pad)
-        sch.compute_at(source, shared, preserve_unit_loops=True)
-        if len(sch.get(source).iter_vars) == 5:
-            sch.vectorize(sch.get_loops(source)[-1])
+    if pad is not None:
+        _schedule_pad(sch, sch.get_sblock(pad), shared, knobs.pad, work)
     sch.decompose_reduction(block, reduction[0])
+
+
+def _schedule_pad(sch: Any, pad: Any, shared: Any, where: str, work: Work) -> None:
+    if where == "inline":
+        sch.compute_inline(pad)
+        return
+    blocked = len(sch.get(pad).iter_vars) == 5
+    if where == "chunk":
+        sch.compute_at(pad, shared, preserve_unit_loops=True)
+    loops = sch.get_loops(pad)
+    if where == "whole":
+        rows = sch.fuse(*loops[:3])
+        if work.macs >= PARALLEL_FROM:
+            sch.parallel(rows)
+    if blocked:
+        sch.vectorize(loops[-1])
 
 
 def _schedule_dense(sch: Any, block: Any, last: Any, work: Work, knobs: Knobs) -> None:
