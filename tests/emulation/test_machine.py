@@ -197,6 +197,8 @@ def machine(tmp_path: Path, models: str) -> Emulator:
         ("cortex-a53 cortex-a55 max", "cortex-a55", "cortex-a55"),
         ("cortex-a53 max", "neoverse-v1", "max"),
         ("cortex-a53 max", "", "cortex-a53"),
+        ("cortex-a35 max", "cortex-a35", "cortex-a35"),
+        ("cortex-a53 max", "cortex-a35", "max"),
         ("cortex-a53 max", "cortex-a72", "max"),
     ],
 )
