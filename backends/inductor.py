@@ -35,6 +35,7 @@ from graphprune.threads import checked, torch_threads
 from . import flat_inputs
 from .exported import exported, first_line, specifications, tensor_outputs
 from .inductor_audit import OPERATORS_FILE, PACKAGE_FILE, asked, read
+from .inductor_device import device_of, moved
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 
@@ -67,6 +68,8 @@ class Inductor:
         work = graph.copy()
         understood(work)
         operators = asked(work)
+        if target.arch == "cuda":
+            work = moved(work, "cuda")
         with quiet(), torch.no_grad():
             package = _compiled(exported(work, kept))
         files = {PACKAGE_FILE: package, OPERATORS_FILE: json.dumps(operators).encode()}
@@ -91,6 +94,8 @@ class Inductor:
         """Why packages for ``target`` do not run here, or ``None``: they are machine code."""
         if target.runs_here:
             return None
+        if target.arch == "cuda":
+            return "inductor compiles for the GPU it finds, and torch finds none here"
         return f"inductor's packages are machine code for {target.arch}, and this host is {host_arch()}"
 
     def audit(self, lowered: Lowered, target: Target) -> Audit:
@@ -104,6 +109,7 @@ class InductorRunner:
     Attributes:
         inputs, outputs: the specifications.
         threads: of torch during a call; ``None`` leaves them.
+        device: that the package computes on; inputs go there, results to where the inputs were.
     """
 
     def __init__(
@@ -116,7 +122,7 @@ class InductorRunner:
         if PACKAGE_FILE not in files:
             raise BackendError(f"there is no {PACKAGE_FILE} among the files: {', '.join(files) or 'none'}")
         self.inputs, self.outputs, self.threads = inputs, outputs, checked(threads)
-        _check_processor(files[PACKAGE_FILE])
+        self.device = _checked_device(files[PACKAGE_FILE])
         with tempfile.TemporaryDirectory(prefix="graphprune-") as folder, quiet():
             path = Path(folder) / PACKAGE_FILE
             path.write_bytes(files[PACKAGE_FILE])
@@ -130,7 +136,7 @@ class InductorRunner:
         """Run once. Raises InputError when the inputs do not fit, BackendError when the package fails."""
         flat_inputs.check(self.inputs, inputs)
         # Compiled for rows that follow each other: another layout would be read as if it were that.
-        given = [value.detach().cpu().contiguous() for value in inputs]
+        given = [value.detach().to(self.device).contiguous() for value in inputs]
         try:
             with torch.no_grad(), torch_threads(self.threads):
                 found = self._model(*given)
@@ -216,8 +222,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _check_processor(package: bytes) -> None:
-    """Machine code of another processor would end the process, not raise."""
+def _checked_device(package: bytes) -> str:
+    """What the package runs on. Machine code of another processor would end the process, not raise.
+
+    Raises:
+        BackendError: it is no package, or this host cannot run it.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(package)) as archive:
             names = [n for n in archive.namelist() if n.endswith("_metadata.json")]
@@ -234,6 +244,10 @@ def _check_processor(package: bytes) -> None:
         raise BackendError(
             f"the package needs {', '.join(missing)}, which this processor lacks; build it here"
         )
+    device = device_of(facts)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError("the package is for an NVIDIA GPU, and torch finds none here")
+    return device
 
 
 def _has(instructions: str) -> bool:

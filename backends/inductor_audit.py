@@ -1,7 +1,7 @@
 """What a package of AOTInductor executes: the kernels its generated source calls.
 
 The compiler's own source is in the package. A call of oneDNN or ATen stands there by name, fused loops are
-called ``cpp_fused_…``. Multiply-accumulates are those of the graph's operators, matched in order within
+called ``cpp_fused_…``, or ``triton_…`` on a GPU. Multiply-accumulates are those of the graph's operators, matched in order within
 convolutions and within matrix products; the compiler may swap two that do not depend on each other.
 """
 
@@ -26,7 +26,7 @@ from graphprune.operands import CONVOLUTIONS
 PACKAGE_FILE = "model.pt2"
 OPERATORS_FILE = "operators.json"
 
-_CALL = re.compile(r"\b(?:aoti_torch_cpu_+(\w+)|(cpp_fused_\w+))\(")
+_CALL = re.compile(r"\b(?:aoti_torch_(?:cpu|cuda)_+(\w+)|(cpp_fused_\w+)|call_(triton_\w+))\(")
 _CONVOLUTION = ("convolution", "qconv")
 _PRODUCT = ("linear", "addmm", "mm_out", "baddbmm", "bmm", "scaled_dot_product", "_flash_attention")
 
@@ -60,12 +60,14 @@ def read(files: Mapping[str, bytes]) -> Audit:
             source = archive.read(name).decode()
     except (KeyError, StopIteration, ValueError, zipfile.BadZipFile) as error:
         raise BackendError(f"the package cannot be audited: {type(error).__name__}: {error}") from error
-    calls = [found.group(1) or found.group(2) for found in _CALL.finditer(_body(source))]
+    calls = [found.group(1) or found.group(2) or found.group(3) for found in _CALL.finditer(_body(source))]
     notes: list[str] = []
     matched: dict[int, tuple[dict[str, Any], str]] = {}
     for family, words in (("convolution", _CONVOLUTION), ("product", _PRODUCT)):
         operators = [o for o in wanted if o["family"] == family]
-        places = [i for i, call in enumerate(calls) if not call.startswith("cpp_") and _is(call, words)]
+        places = [
+            i for i, call in enumerate(calls) if not call.startswith(("cpp_", "triton_")) and _is(call, words)
+        ]
         if len(operators) != len(places):
             notes.append(
                 f"{len(operators)} operators of the graph are {len(places)} calls ({family}s): the rest is "

@@ -16,6 +16,7 @@ import pytest
 import torch
 from graphprune.backends import inductor
 from graphprune.backends.inductor import Inductor
+from graphprune.backends.inductor_device import moved
 from torch import nn
 
 import graphprune
@@ -239,6 +240,47 @@ def test_what_only_onnx_runtime_has_is_refused() -> None:
             nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)).eval(), data[0], calibration=data,
             precision="int4-weights", backend="inductor", measure=False,
         )  # fmt: skip
+
+
+def test_a_package_for_a_gpu_is_refused_without_one(
+    open_batch: tuple[nn.Module, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, made, _ = open_batch
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    files = {**made.files, "model.pt2": _with(made.files["model.pt2"], "AOTI_DEVICE_KEY", "cuda")}
+    with pytest.raises(BackendError, match="torch finds none here"):
+        Inductor().open(files, made.inputs, made.outputs, CPU)
+    with pytest.raises(BackendError, match="torch finds none here"):
+        Inductor().lower(graphprune.trace(nn.Linear(3, 2), torch.zeros(1, 3)), get("cuda"))
+
+
+def test_devices_in_a_graph_follow_its_tensors() -> None:
+    class Makes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) + torch.arange(3, device="cpu") + torch.zeros(3, device=x.device)
+
+    graph = graphprune.trace(Makes().eval(), torch.ones(2, 3))
+    elsewhere = moved(graph, "meta")
+    (found,) = elsewhere.callable()(*elsewhere.examples)
+    assert (found.device.type, found.shape) == ("meta", (2, 3))
+    assert all(value.device.type == "cpu" for value in graph.tensors.values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="not run: no NVIDIA GPU here")
+@pytest.mark.parametrize("precision", [None, "float16", "bfloat16"])
+def test_on_a_gpu(precision: str | None) -> None:
+    torch.manual_seed(0)
+    model, x = Residual(16).eval(), torch.randn(2, 3, 16, 16)
+    result = graphprune.optimize(
+        model, x, target="cuda", backend="inductor", precision=precision, measure=False
+    )
+    with torch.no_grad():
+        wanted = model(x)
+    assert float((result(x) - wanted).norm() / wanted.norm()) < (0.03 if precision else 1e-4)
 
 
 def _with(package: bytes, key: str, value: str) -> bytes:
