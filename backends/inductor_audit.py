@@ -1,8 +1,9 @@
 """What a package of AOTInductor executes: the kernels its generated source calls.
 
 The compiler's own source is in the package. A call of oneDNN or ATen stands there by name, fused loops are
-called ``cpp_fused_…``, or ``triton_…`` on a GPU. Multiply-accumulates are those of the graph's operators, matched in order within
-convolutions and within matrix products; the compiler may swap two that do not depend on each other.
+called ``cpp_fused_…``, or ``triton_…`` on a GPU. Multiply-accumulates are those of the graph's operators,
+matched in order within convolutions and within matrix products; the compiler may swap two that do not depend
+on each other.
 """
 
 from __future__ import annotations
