@@ -334,9 +334,14 @@ def test_a_real_network_meets_its_budget(graph: graphprune.Graph, monkeypatch: p
     monkeypatch.setattr("graphprune.latency_bench.TURN", 0.005)
     lines: list[str] = []
     plan, record = solve(
-        graph, 0.6, candidates(graph, 16), get("cpu"), threads=1, rounds=6, probes=4, progress=lines.append
-    )
+        graph, 0.6, candidates(graph, 16), get("cpu"), threads=1, rounds=6, probes=4, progress=lines.append,
+        seconds=30,
+    )  # fmt: skip
     assert record.chosen.bounds[1] <= 0.6
+    assert record.forecast is not None
+    assert record.forecast.filled.measured > 0
+    assert record.chosen.predicted == pytest.approx(record.chosen.ratio.median, rel=0.4)
+    assert any(line.startswith("measure operator 1 of ") for line in lines)
     assert record.backend == "onnxruntime"
     assert len(lines) >= len(record.probes)
     assert 0 < plan.after["macs"] < plan.before["macs"]

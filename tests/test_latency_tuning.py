@@ -191,6 +191,32 @@ def test_a_backend_with_a_tuner_of_its_own_runs_that(monkeypatch: pytest.MonkeyP
     assert asked == {"seconds": 3, "threads": 2, "progress": None, "nodes": asked["nodes"], "target": "cpu"}
 
 
+def test_tvm_searches_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search itself is stood in for; what the command hands over and prints is not."""
+    pytest.importorskip("tvm", reason="the module of the search imports it")
+    from graphprune.backends import tvm_tuning
+
+    class Found:
+        valid, tried, best = 3, {"a": 1.0, "b": 2.0, "c": None, "d": 4.0}, ("a", 1.5)
+        task = SimpleNamespace(calls=2)
+
+    def search(graph: graphprune.Graph, target: Target, **options: Any) -> tvm_tuning.Tuned:
+        assert options["seconds"] == 7
+        assert options["threads"] == 1
+        options["progress"](tvm_tuning.Progress(2.0, 7.0, 4, 3, 3.0, "conv", 0))
+        return tvm_tuning.Tuned((Found(),), (), 1)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tvm_tuning, "tune", search)
+    seen: list[tuple[float, float, str]] = []
+    net, x = module()
+    answer = tune(net, x, backend="tvm", seconds=7, threads=1, progress=lambda *step: seen.append(step))
+    assert seen == [(2.0, 7.0, "3 ms, 3 of 4 schedules run, conv")]
+    assert answer.lines[:3] == (
+        "1 products, 3 of 4 schedules run", "the products' best times add up to 3 ms",
+        "the child process was started again 1 times",
+    )  # fmt: skip
+
+
 def test_what_cannot_be_measured_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = module()
     with pytest.raises(TargetError, match=f"'elsewhere' is {OTHER} while this host is {host_arch()}"):
