@@ -67,41 +67,6 @@ class Tvm:
 
         return TvmRunner(files, tuple(inputs), tuple(outputs), threads)
 
-    def tune(
-        self,
-        graph: Graph,
-        target: Target,
-        *,
-        seconds: float | None = None,
-        threads: int | None = None,
-        progress: Callable[[float, float, str], None] | None = None,
-    ) -> Any:
-        """Measure schedules for what :meth:`lower` makes of ``graph``, and keep them for it.
-
-        Args:
-            graph: after the passes that it will be lowered after.
-            seconds: the budget; ``None`` is ten minutes.
-            threads: that candidates run with; ``None`` is one per core.
-            progress: called with the seconds that have passed, how many there are, and what was found.
-
-        Returns:
-            A :class:`~graphprune.backends.tvm_tuning.Tuned`.
-
-        Raises:
-            MissingExtraError: tvm is not installed.
-            BackendError: the target is not this host, or no candidate of some product ran.
-        """
-        from graphprune.backends.tvm_runtime import package
-
-        package()
-        from graphprune.backends.tvm_tuning import SECONDS, tune
-
-        said = progress or (lambda done, total, label: None)
-        return tune(
-            graph, target, seconds=SECONDS if seconds is None else seconds, threads=threads,
-            progress=lambda at: said(at.seconds, at.budget, at.text),
-        )  # fmt: skip
-
     def unrunnable(self, target: Target) -> str | None:
         """Why libraries for ``target`` do not run here, or ``None``: they are machine code."""
         if target.arch != host_arch():

@@ -92,8 +92,8 @@ class Database:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         record = {
             "machine": self.machine.identity, "tvm": tvm.__version__, "templates": TEMPLATES,
-            "workload": key, "task": task.name, "threads": value.threads, "knobs": value.knobs.to_json(), "ms": value.ms,
-            "sure": value.sure,
+            "workload": key, "task": task.name, "threads": value.threads, "knobs": value.knobs.to_json(),
+            "ms": value.ms, "sure": value.sure,
         }  # fmt: skip
         with self.path.open("a+b") as lines:
             start = b""
@@ -133,7 +133,7 @@ class Chooser:
         if not self.asked:
             return ()
         rest = self.asked - self.tuned
-        advice = "; tune with graphprune.backends.tvm_tuning.tune" if rest else ""
+        advice = "; graphprune tune --backend tvm measures them" if rest else ""
         return (
             f"TVM: {self.tuned} of {self.asked} products have measured schedules, {rest} default{advice}",
         )

@@ -3,6 +3,8 @@
     from graphprune.backends.tvm_tuning import tune
     tuned = tune(graph, target, seconds=600)
 
+``graphprune tune --backend tvm MODEL`` does that to the graph which ``optimize`` lowers.
+
 What is searched is the small space of each template (:mod:`graphprune.backends.tvm_schedules`), not the
 open one of MetaSchedule: a template's worst candidate is faster than what MetaSchedule found for a
 convolution in as long as a whole network takes here. Candidates are compiled and timed in a child process

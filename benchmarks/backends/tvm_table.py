@@ -24,8 +24,8 @@ def write(curves: Sequence[Curve], facts: Mapping[str, str], folder: Path) -> Pa
         about,
         "Tuned on one thread, in a process that was killed with SIGKILL at half of the time and started "
         "again on the same database. Every ratio is to ONNX Runtime's latency on the same graph, in turns, "
-        "each in a process of its own: median and quartiles of the ratios of rounds. `products` is the sum of "
-        "the best times of the products, each measured alone, by processor time.",
+        "each in a process of its own: median and quartiles of the ratios of rounds. `products` is the sum "
+        "of the best times of the products, each measured alone, by processor time.",
         "![Latency over tuning time](tvm.svg)",
         *(_section(curve) for curve in curves),
     ]

@@ -157,6 +157,17 @@ def test_a_child_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
         tune(net(), CPU, seconds=5, threads=1)
 
 
+def test_the_backend_tunes_itself() -> None:
+    """What ``graphprune tune`` calls, and shows."""
+    seen: list[tuple[float, float, str]] = []
+    graph = graphprune.trace(nn.Linear(32, 64).eval(), torch.randn(4, 32))
+    tuned = Tvm().tune(graph, CPU, seconds=0.1, threads=1, progress=lambda *at: seen.append(at))
+    assert seen
+    assert all(0 <= done <= total == 0.1 for done, total, _ in seen)
+    assert "1 of 1 schedules run" in seen[0][2]
+    assert tuned.lines[-1] == f"kept in {cache_file()}"
+
+
 def test_nothing_to_tune() -> None:
     graph = graphprune.trace(nn.Softmax(-1), torch.randn(2, 3))
     with pytest.raises(BackendError, match="nothing to tune"):
