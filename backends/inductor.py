@@ -154,7 +154,7 @@ def understood(graph: Graph) -> None:
     for node in list(graph.fx.nodes):
         if node.target is qd.dequantize_per_channel.default and node.args[2] is None:
             _as_float(graph, node)
-        elif getattr(node.target, "namespace", "aten") == "graphprune" or "group" in operator_name(node):
+        elif _is_foreign(node):
             raise BackendError(
                 f"{graph.where(node)}: inductor has no {operator_name(node)}, which is ONNX Runtime's "
                 "(dynamic integers, weights in blocks); use backend='onnxruntime', or precision='int8'"
@@ -163,6 +163,11 @@ def understood(graph: Graph) -> None:
             _kept_apart(graph, node)
     graph.sweep()
     graph.propagate()
+
+
+def _is_foreign(node: torch.fx.Node) -> bool:
+    own = getattr(node.target, "namespace", "aten") == "graphprune"
+    return own or "channel_group" in operator_name(node)
 
 
 def _kept_apart(graph: Graph, node: torch.fx.Node) -> None:

@@ -294,3 +294,11 @@ def _with(package: bytes, key: str, value: str) -> bytes:
                 content = json.dumps(facts | ({key: value} if key in facts else {})).encode()
             new.writestr(name, content)
     return made.getvalue()
+
+
+def test_a_group_norm_is_not_taken_for_weights_in_groups() -> None:
+    model, x = nn.GroupNorm(2, 4).eval(), torch.randn(1, 4, 6)
+    graph = graphprune.trace(model, x)
+    made = Inductor().lower(graph, CPU)
+    runner = Inductor().open(made.files, made.inputs, made.outputs, CPU, 1)
+    assert torch.allclose(runner(x)[0], model(x), atol=1e-5)
