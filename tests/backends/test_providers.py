@@ -137,8 +137,9 @@ def test_openvino_runs_a_network_whole(dynamic):
         measure=False, backend="onnxruntime",
     )  # fmt: skip
     assert all(certificate.passed for certificate in result.report.certificates.values())
-    assert result.deployment.runner.providers[0] == OPENVINO
-    assert result.deployment.runner.notes == ()
+    runner: Any = result.deployment.runner
+    assert runner.providers[0] == OPENVINO
+    assert runner.notes == ()
     audit = result.deployment.audit()
     assert audit.macs == {"float32": MACS}
     assert not any(row.reason for row in audit.rows)
@@ -217,5 +218,6 @@ def test_an_artifact_for_openvino_opens_again(tmp_path):
 def test_cuda_runs_a_network():
     model, x = convolutional(), torch.randn(2, 3, 16, 16)
     result = graphprune.optimize(model, x, target="cuda", measure=False)
-    assert result.deployment.runner.providers[0] == "CUDAExecutionProvider"
+    runner: Any = result.deployment.runner
+    assert runner.providers[0] == "CUDAExecutionProvider"
     assert all(certificate.passed for certificate in result.report.certificates.values())
