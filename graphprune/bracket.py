@@ -135,7 +135,8 @@ class _Search:
     def narrow(self, low: Probe, high: Probe) -> bool:
         if high.count <= max(low.count + 1, self.first):
             return True
-        close = high.ratio.median >= self.limit * (1 - self.tolerance)
+        # What noise does not tell from the limit is close to it: more probes would only be more noise.
+        close = max(high.ratio.median, high.bounds[1]) >= self.limit * (1 - self.tolerance)
         apart = self.place(low) - self.place(high)
         return self.tolerance > 0 and (close or apart <= self.tolerance * self.place(low))
 

@@ -123,6 +123,27 @@ def test_the_command_prints_what_it_did(cache: Path, here: Path, capsys: pytest.
     assert f"table: {found['table']} with {found['entries']} times" in printed.out
 
 
+def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from graphprune.cli.tune import _bar
+
+    steps = [(float(done), 40.0, f"operator [{done}]") for done in range(40)]
+    with _bar() as progress:
+        for step in steps:
+            progress(*step)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "0 of 40: operator [0]"
+    assert len(lines) == 10
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with _bar() as progress:
+        for step in steps:
+            progress(*step)
+    shown = capsys.readouterr().err
+    assert "39 of 40" in shown
+    assert "operator [39]" in shown
+
+
 def test_a_damaged_table_is_one_line_and_rebuilt_on_demand(
     cache: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
