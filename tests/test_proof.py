@@ -101,6 +101,20 @@ def test_what_lies_beside_an_artifact_is_never_lost(built) -> None:
     assert (built / "notes.txt").exists()
 
 
+def test_integers_of_two_instruction_sets_may_differ_by_a_few_roundings() -> None:
+    here = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    there = here.clone()
+    there[:3] += 0.2  # three numbers that fell to the other side
+    found = proof.beside([there], [here], integers=True)
+    assert found.passed
+    assert found.max_relative > 3e-2
+    assert found.precision.startswith("integers: noise between the two 1")
+    assert not proof.beside([there], [here], integers=False).passed
+    wrong = proof.beside([here * 1.1], [here], integers=True)
+    assert not wrong.passed
+    assert "at most 3e-02" in wrong.reason
+
+
 # ---- the command ----------------------------------------------------------------------------------
 
 
