@@ -17,7 +17,7 @@ from .axes.terms import Atom
 from .backend import Backend
 from .blocks import Sizes
 from .candidates import Candidates, Limits
-from .errors import BackendError, InputError, TargetError
+from .errors import ArtifactError, BackendError, InputError, TargetError
 from .graph import Graph
 from .latency_model import FINE, HALF, WHOLE, LatencyModel, Wanted
 from .latency_table import Machine, Table
@@ -118,8 +118,11 @@ class Outlook:
     def _measure(self, want: Wanted) -> bool:
         try:
             self._times[want.text] = self.stopwatch.measure(want.block, want.sizes, want.text).ms
-        except BackendError as error:
-            self._refused[want.text] = f"{want.block.label}: {error}"
+        except (ArtifactError, OSError):
+            raise  # the table's own trouble
+        except Exception as error:  # what a runtime cannot run alone is estimated, and the report names it
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            self._refused[want.text] = f"{want.block.label}: {first}"
             return False
         return True
 
