@@ -20,15 +20,17 @@ from torch import nn
 from .backend import Backend
 from .blocks import Block, Sizes
 from .capture import capture
+from .goal import quartiles
 from .graph import Graph
 from .latency_table import Entry, Table
-from .measure import ratio
 from .pipeline import LOSSLESS, Context, Pipeline
 from .sittings import in_sittings
 from .target import Target
 
 ROUNDS = 9
 TURN = 0.01  # seconds
+EFFORT = 3  # times as many rounds while the quartiles are wide apart
+SPREAD = 0.1  # of the median
 COPIES = 8
 CACHE = 16 * 2**20  # bytes that the copies' weights take together, as far as copies go
 NOTHING = "nothing"  # the table's key of a network that does nothing
@@ -69,13 +71,19 @@ class Stopwatch:
     def _keep(self, text: str, label: str, graph: Graph) -> Entry:
         reference = self._opened_reference()
         call = self._open(graph, _copies(graph))
-        timings = in_sittings(
-            {"block": lambda: call, "reference": lambda: reference},
-            rounds=self.rounds, sittings=1, turn=self.turn, threads=self.threads,
-        )  # fmt: skip
-        unit = self.table.begin(timings["reference"].median_ms)
-        found = ratio(timings["block"], timings["reference"])
-        entry = Entry(text, label, found.median * unit, found.low * unit, found.high * unit, self.rounds)
+        shares: list[float] = []
+        for _ in range(EFFORT):
+            timings = in_sittings(
+                {"block": lambda: call, "reference": lambda: reference},
+                rounds=self.rounds, sittings=1, turn=self.turn, threads=self.threads,
+            )  # fmt: skip
+            unit = self.table.begin(timings["reference"].median_ms)
+            pairs = zip(timings["block"].samples, timings["reference"].samples, strict=True)
+            shares += [ours / theirs for ours, theirs in pairs]
+            found = quartiles(sorted(shares))
+            if found.high - found.low <= SPREAD * found.median:
+                break
+        entry = Entry(text, label, found.median * unit, found.low * unit, found.high * unit, len(shares))
         self.table.put(entry)
         return entry
 

@@ -48,6 +48,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("graphprune.stopwatch.Stopwatch.turn", 0.001)
     monkeypatch.setattr("graphprune.stopwatch.Stopwatch.rounds", 3)
+    monkeypatch.setattr("graphprune.stopwatch.EFFORT", 1)
     return tmp_path / "cache"
 
 
