@@ -69,17 +69,35 @@ def _schedule(sch: Any, block: Any, machine: Machine) -> None:
     work = prod(int(sch.get(loop).extent) for loop in loops)
     if not spatial:
         return
-    lane = None
-    extent = int(sch.get(spatial[-1]).extent)
-    width = next((w for w in (machine.vector, machine.vector // 2, 4) if w > 1 and extent % w == 0), 0)
-    if width:
-        outer, lane = sch.split(spatial[-1], [None, width])
-        spatial[-1] = outer
-    sch.reorder(*spatial, *reduction, *([lane] if lane is not None else []))
-    shared = sch.fuse(*spatial)
+    inner, outer = [], spatial
+    if not (reduction and _along_rows(sch, block)):
+        *outer, last = spatial
+        width = _width(sch, last, machine)
+        if width:
+            more, lane = sch.split(last, [None, width])
+            outer, inner = [*outer, more], [lane]
+            sch.vectorize(lane)
+        elif outer:
+            inner = [last]  # a plain loop, which LLVM vectorizes with a remainder
+        else:
+            outer = [last]
+    sch.reorder(*outer, *reduction, *inner)
+    shared = sch.fuse(*outer)
     if work >= PARALLEL_FROM:
         sch.parallel(shared)
-    if lane is not None:
-        sch.vectorize(lane)
     if reduction:
         sch.decompose_reduction(block, reduction[0])
+
+
+def _along_rows(sch: Any, block: Any) -> bool:
+    """Whether what is summed over stands side by side in memory, as in a softmax or a layer norm."""
+    found = sch.get(block)
+    last = found.reads[0].region[-1].min if found.reads and len(found.reads[0].region) else None
+    sums = [var.var for var in found.iter_vars if var.iter_type == IterVar.CommReduce]
+    return last is not None and any(last.same_as(var) for var in sums)
+
+
+def _width(sch: Any, loop: Any, machine: Machine) -> int:
+    """The widest vector that divides a loop, 0 if none does."""
+    extent = int(sch.get(loop).extent)
+    return next((w for w in (machine.vector, machine.vector // 2, 4) if extent % w == 0), 0)

@@ -23,6 +23,7 @@ from graphprune.errors import BackendError
 from .exported import first_line
 from .tvm_layout import blocked
 from .tvm_machine import Machine
+from .tvm_math import exponentials
 from .tvm_schedules import Knobs, Work, schedule, work_of
 
 transform = relax.transform
@@ -62,6 +63,7 @@ def fused(module: tvm.IRModule, machine: Machine) -> tvm.IRModule:
         transform.FuseOps(),
         transform.FuseTIR(),
         transform.DeadCodeElimination(),
+        exponentials,
     ]
     with target, tvm.transform.PassContext(opt_level=3):
         return tvm.transform.Sequential(steps)(module)

@@ -129,6 +129,22 @@ def test_linears(rows: int, inside: int, outside: int, opened: Any) -> None:
     opened(model, torch.randn(2, rows, inside)).matches(torch.randn(2, rows, inside))
 
 
+@pytest.mark.parametrize("function", [torch.exp, torch.sigmoid, torch.tanh, torch.erf, nn.functional.silu])
+def test_exponentials(function: Any, opened: Any) -> None:
+    """Written out, they are as good as float32 is, from where they vanish to where they are largest."""
+
+    class Elementwise(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(x)
+
+    x = torch.cat([torch.linspace(-95, 80, 5001), torch.linspace(-3, 3, 5001), torch.zeros(1)])
+    built = opened(Elementwise(), x)
+    found, wanted = built(x).double(), function(x.double())
+    scale = wanted.abs().clamp_min(1e-30) if function is torch.exp else wanted.abs().clamp_min(1)
+    assert float(((found - wanted).abs() / scale)[x > -87].max()) < 6e-7
+    assert float(found[x <= -87].abs().max()) < 2e-36 or function in (torch.tanh, torch.erf)
+
+
 def test_attention(opened: Any) -> None:
     x = torch.randn(2, 17, 32)
     opened(nn.TransformerEncoderLayer(32, 4, 48, batch_first=True, norm_first=True), x).matches(x)
