@@ -15,8 +15,7 @@ the table has it; against multiply-accumulates where nothing is known.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -227,8 +226,8 @@ def _foretold(
 ) -> tuple[Queue, Forecast | None, Callable[[int], float] | None, str]:
     """The queue, weighed by latency where it is weighed; what is foretold along it, or why nothing is."""
 
-    def progress(done: int, total: int, label: str) -> None:
-        say(f"measure operator {done + 1} of {total}: {label}")
+    def progress(done: float, total: float, label: str) -> None:
+        say(f"measure operator {done + 1:.0f} of {total:.0f}: {label}")
 
     model = outlook.model
     first = outlook.fill([queue.sizes(_point(queue, share, None))], seconds=seconds, progress=progress)
@@ -249,10 +248,8 @@ def _curve(queue: Queue, model: LatencyModel) -> Callable[[int], float]:
     """Steps taken → latency as a share of the unpruned network's; never rises."""
     last = len(queue)
     counts = sorted({round(i * last / _POINTS) for i in range(_POINTS + 1)})
-    whole, values, lowest = model({}), [], math.inf
-    for count in counts:
-        lowest = min(lowest, model(queue.sizes(count)) / whole)
-        values.append(lowest)
+    whole = model({})
+    values = falling([model(queue.sizes(count)) / whole for count in counts])
 
     def predict(count: int) -> float:
         after = next(i for i, known in enumerate(counts) if known >= count)
@@ -262,3 +259,18 @@ def _curve(queue: Queue, model: LatencyModel) -> Callable[[int], float]:
         return values[after] + left * (values[after - 1] - values[after])
 
     return predict
+
+
+def falling(values: Sequence[float]) -> list[float]:
+    """The nearest sequence that never rises: neighbours in the wrong order share their mean.
+
+    >>> falling([1.0, 0.6, 0.8, 0.5])
+    [1.0, 0.7, 0.7, 0.5]
+    """
+    pools: list[tuple[float, int]] = []  # sum, how many
+    for value in values:
+        pools.append((value, 1))
+        while len(pools) > 1 and pools[-2][0] * pools[-1][1] < pools[-1][0] * pools[-2][1]:
+            last = pools.pop()
+            pools[-1] = (pools[-1][0] + last[0], pools[-1][1] + last[1])
+    return [total / count for total, count in pools for _ in range(count)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from functools import cache
 from typing import Any
@@ -21,7 +22,7 @@ from graphprune.errors import BackendError, InputError
 from graphprune.fusion import blocks
 from graphprune.goal import Samples
 from graphprune.graph import Graph
-from graphprune.latency import solve
+from graphprune.latency import falling, solve
 from graphprune.latency_model import FINE, WHOLE, LatencyModel
 from graphprune.latency_table import IN_MEMORY, Entry, Machine, Table
 from graphprune.plan import Plan
@@ -221,6 +222,14 @@ def test_what_a_position_saves_is_what_its_blocks_save() -> None:
         watched.fill([{atom: half}])
         saved = (total({}) - total({atom: half})) / (atom.size - half)
         assert watched.model.saved(atom, {}) == pytest.approx(saved, rel=1e-6)
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=30))
+def test_a_curve_that_falls_stays_and_one_that_does_not_is_levelled(values: list[float]) -> None:
+    level = falling(values)
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(level))
+    assert sum(level) == pytest.approx(sum(values))
+    assert falling(sorted(values, reverse=True)) == sorted(values, reverse=True)
 
 
 # ---- the planner's loop --------------------------------------------------------------------------
