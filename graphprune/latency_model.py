@@ -117,7 +117,10 @@ class LatencyModel:
         """The block's text; made once for each size."""
         key = _key(block, sizes)
         if key not in self._texts:
-            self._texts[key] = block.text(sizes)
+            try:
+                self._texts[key] = block.text(sizes)
+            except Exception as error:  # building it raises the same, and then the report names it
+                self._texts[key] = f"{block.name} stands for nothing alone: {type(error).__name__}"
         return self._texts[key]
 
     def _works(self, block: Block, sizes: Sizes) -> float:

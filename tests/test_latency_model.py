@@ -201,6 +201,32 @@ def test_an_operator_that_does_not_run_alone_is_estimated_and_named() -> None:
     assert watched.model(sizes) == pytest.approx(total(sizes), rel=0.15)
 
 
+class Branch(nn.Module):
+    """A convolution, and a branch that is no operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 32, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        return torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y - 1, (x,))
+
+
+def test_what_cannot_be_taken_out_of_a_network_is_estimated_and_named() -> None:
+    graph = graphprune.trace(Branch().eval(), torch.randn(1, 3, 8, 8))
+
+    def build(block: Block, sizes: Sizes) -> float:
+        block.graph(sizes)
+        return 1.0
+
+    watched = Outlook(graph, {}, Watch(build))  # type: ignore[arg-type]
+    filled = watched.fill([{}])
+    assert filled.measured >= 1
+    assert any("cond" in reason for reason in filled.refused.values())
+    assert watched.model({}) > 1.0
+
+
 def test_coarse_grids_count_where_fine_ones_are_not_known() -> None:
     known: dict[str, float] = {}
     model = LatencyModel(network(), widths(candidates()), known.get, lambda: CALL)
