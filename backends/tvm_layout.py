@@ -72,7 +72,7 @@ class _Rewriter:
             "relax.nn.conv2d": self._convolution, "relax.matmul": self._linear,
             "relax.nn.max_pool2d": self._pool, "relax.nn.avg_pool2d": self._pool,
             "relax.nn.adaptive_avg_pool2d": self._global_average, "relax.mean": self._mean,
-            "relax.concat": self._concat,
+            "relax.concat": self._concat, "relax.take": self._take,
         }  # fmt: skip
         self.rules |= dict.fromkeys(_UNARY, self._elementwise) | dict.fromkeys(_BINARY, self._elementwise)
 
@@ -230,6 +230,14 @@ class _Rewriter:
         if not parts or not whole or int(call.attrs.axis) != 1:
             return False
         self.packed[var] = self.builder.emit(relax.op.concat([self.packed[p] for p in parts], axis=1))
+        return True
+
+    def _take(self, var: Any, call: Any) -> bool:
+        """An index beyond the end reads the last entry: as it is imported, it would end the process."""
+        source, index = (self._new(argument) for argument in call.args)
+        axis = call.attrs.axis
+        axis = None if axis is None else int(axis)
+        self.plain[var] = self.builder.emit(relax.op.take(source, index, axis, mode="clip"))
         return True
 
     def _elementwise(self, var: Any, call: Any) -> bool:

@@ -201,6 +201,14 @@ def test_threads_are_those_asked_for_and_nobody_is_bound(opened: Any, tmp_path: 
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "built")], check=True)
 
 
+def test_an_index_beyond_the_end_does_not_end_the_process(opened: Any) -> None:
+    built = opened(nn.Embedding(7, 4), torch.zeros(1, 3, dtype=torch.long))
+    built.matches(torch.tensor([[0, 6, 3]]))
+    found = built(torch.tensor([[1000, 7, -5]]))
+    table = built.model.weight.detach()
+    assert torch.equal(found[0], table[[6, 6, 0]])
+
+
 def test_inputs_that_do_not_fit(opened: Any) -> None:
     runner = opened(nn.Linear(3, 2), torch.zeros(1, 3)).runner
     with pytest.raises(InputError, match="must have shape"):
