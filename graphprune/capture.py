@@ -20,9 +20,9 @@ from torch import fx
 from .errors import CaptureError, InputError
 from .functionalize import body_nodes, functionalize, inline_wrappers
 from .graph import META_KEYS, Graph
-from .module import TracedModule
+from .module import Called, TracedModule
 from .signature import Signature
-from .training import mark_training
+from .training import carry_marks, mark_training
 
 
 def capture(
@@ -58,11 +58,17 @@ def capture(
             "wrap a function in an nn.Module first"
         )
     args, kwargs = arguments(model, example_inputs, example_kwargs)
+    source = model.captured if isinstance(model, TracedModule) else None
+    if isinstance(model, TracedModule):
+        model = Called(model)
     _check_weights(model)
     with _evaluation_mode(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = _export(model, args, kwargs, dynamic_batch)
-    return _from_program(program, model, (args, kwargs), dynamic_batch)
+    graph = _from_program(program, model, (args, kwargs), dynamic_batch)
+    if source is not None:
+        carry_marks(source, graph)
+    return graph
 
 
 def example_call(graph: Graph) -> dict[str, Any]:

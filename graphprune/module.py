@@ -9,6 +9,7 @@ standardisation), or never (frozen statistics), is not marked and stays as it is
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -135,3 +136,29 @@ def _set_training(node: fx.Node, mode: bool) -> bool:
     old = node.args
     node.args = (*node.args[:index], mode, *node.args[index + 1 :])
     return old != node.args
+
+
+class Called(torch.nn.Module):
+    """A traced module for ``torch.export``, which looks through an fx module to its flat graph.
+
+    It shares the module's parameters, buffers and children, and is called as it is: the structure of the
+    result and the names of the arguments stay.
+    """
+
+    def __init__(self, module: TracedModule):
+        super().__init__()
+        self._parameters, self._buffers, self._modules = module._parameters, module._buffers, module._modules
+        self.__dict__["_traced"] = module
+        names = module._source.signature
+        keywords = [name for name in names.arguments if name not in names.positional]
+        parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names.positional]
+        parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in keywords]
+        self.forward = _forwards(module, inspect.Signature(parameters))
+
+
+def _forwards(module: TracedModule, signature: inspect.Signature) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return type(module).forward(module, *args, **kwargs)
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    return forward

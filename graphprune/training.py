@@ -58,6 +58,18 @@ def mark_training(graph: Graph, model: torch.nn.Module | None) -> tuple[str, ...
     )
 
 
+def carry_marks(source: Graph, graph: Graph) -> None:
+    """Mark the batch norms of a graph that was captured again as those of the same statistics were marked."""
+    marked = {
+        str(node.args[3].target)  # type: ignore[union-attr]
+        for node in source.find(aten.batch_norm.default)
+        if node.meta.get("follows_training")
+    }
+    for node in graph.find(aten.batch_norm.default):
+        if getattr(node.args[3], "target", None) in marked:
+            node.meta["follows_training"] = True
+
+
 def _tracks_statistics(node: fx.Node, owner: torch.nn.Module | None) -> bool:
     if owner is not None:
         return isinstance(owner, torch.nn.modules.batchnorm._BatchNorm) and bool(owner.track_running_stats)

@@ -239,3 +239,35 @@ def test_frozen_parameters_stay_frozen(model: Net) -> None:
     module = trace(model).module
     assert not module.get_parameter("conv.weight").requires_grad
     assert module.get_parameter("first.weight").requires_grad
+
+
+class Structured(nn.Module):
+    """A mapping out, a keyword in, a batch norm and a dropout that follow the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.drop = nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Dropout()
+
+    def forward(self, x: torch.Tensor, *, shift: torch.Tensor) -> dict[str, Any]:
+        return {"moved": self.drop(self.norm(self.layer(x))) + shift, "count": 3}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_captured_again_with_inputs_of_another_size(dynamic: bool) -> None:
+    torch.manual_seed(0)
+    model = Structured().eval()
+    nn.init.uniform_(model.norm.running_var, 0.5, 2)
+    first = graphprune.trace(model, (torch.randn(2, 3),), {"shift": torch.randn(2, 2)})
+    x, shift = torch.randn(5, 3), torch.randn(5, 2)
+    given = () if dynamic else ((x,), {"shift": shift})
+    again = graphprune.trace(first.module, *given, dynamic_batch=dynamic)
+    found, wanted = again(x, shift=shift), model(x, shift=shift)
+    assert found["count"] == 3
+    torch.testing.assert_close(found["moved"], wanted["moved"])
+    assert list(again.tensors) == list(first.tensors)
+    marks = [node.meta.get("follows_training") for node in again.nodes]
+    assert sum(map(bool, marks)) == 2, "normalisation and dropout follow the mode"
+    single = nn.Linear(3, 2).eval()
+    result = graphprune.optimize(single, torch.ones(1, 3), measure=False)
+    twice = graphprune.optimize(result.module, torch.ones(4, 3), measure=False)
+    assert twice(x[:4]).shape == (4, 2), "a tensor, not a tuple with one"
