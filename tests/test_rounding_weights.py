@@ -15,7 +15,8 @@ from graphprune.integers import INT8, Format
 from graphprune.quantization.blocks import Blocks, of_blocks, stored, to_integers, to_numbers
 from graphprune.quantization.parameters import of_weight
 from graphprune.quantization.parameters import to_integers as per_channel
-from graphprune.quantization.rounding import DAMPING, METHODS, error, rounded
+from graphprune.inverse_factor import DAMPING
+from graphprune.quantization.rounding import METHODS, error, rounded
 
 FORMS = [stored(8), stored(4), stored(3), stored(4, symmetric=False), stored(8, symmetric=False), Format(4)]
 

@@ -40,11 +40,7 @@ def taylor(
     shares = _Shares(graph, axes)
     totals = {axis.name: torch.zeros(axis.size, dtype=torch.float64) for axis in axes}
     sums: dict[tuple[str, str, int], torch.Tensor] = {}
-    for slopes in (
-        _of_loss(graph, shares.names, loss)
-        if loss is not None
-        else _of_outputs(graph, shares.names, calls, seed)
-    ):
+    for slopes in slopes_of(graph, shares.names, calls, loss, seed):
         for key, effect in shares.effects(slopes):
             if squared:
                 totals[key[0]] += effect.square()
@@ -53,6 +49,21 @@ def taylor(
     for (axis, _, _), effect in sums.items():
         totals[axis] += effect.abs()
     return totals
+
+
+def slopes_of(
+    graph: Graph,
+    names: Sequence[str],
+    calls: Sequence[Sequence[torch.Tensor]],
+    loss: Callable[[Any], Any] | None,
+    seed: int,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Parameter → gradient, batch by batch: of the caller's losses, or of the randomly projected outputs.
+
+    Raises:
+        InputError: the loss is no scalar, is not finite, or depends on no parameter.
+    """
+    return _of_loss(graph, names, loss) if loss is not None else _of_outputs(graph, names, calls, seed)
 
 
 class _Shares:

@@ -38,12 +38,12 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..inverse_factor import inverse_factor
 from .blocks import Blocks, to_integers, to_numbers
 from .parameters import Parameters
 
 METHODS = ("nearest", "gptq", "adaround")
 
-DAMPING = 0.01  # of the mean diagonal of the Gram matrix, as in the paper
 SWEEPS = 16  # of coordinate descent, at most
 BLOCK = 128  # columns whose errors reach the others together
 
@@ -114,7 +114,7 @@ class _Task:
         left, scale, zero = self._weight[order], self._scale[order], self._zero[order]
         low, high = self._bounds(up_or_down)
         low, high = low[order], high[order]
-        factor = _inverse_factor(self._gram[order][:, order])
+        factor = inverse_factor(self._gram[order][:, order])
         found = torch.empty_like(left)
         for start in range(0, len(left), BLOCK):
             end = min(start + BLOCK, len(left))
@@ -165,23 +165,3 @@ class _Task:
             return torch.full_like(self._weight, self._first), torch.full_like(self._weight, self._last)
         exact = self._weight / self._scale + self._zero
         return exact.floor().clamp(self._first, self._last), exact.ceil().clamp(self._first, self._last)
-
-
-def _inverse_factor(gram: Tensor) -> Tensor:
-    """``U`` with ``H^-1 = U'U`` of the damped Gram matrix."""
-    matrix = gram.clone()
-    diagonal = matrix.diagonal()
-    mean = float(diagonal.mean())
-    if mean <= 0:
-        return torch.eye(len(matrix), dtype=matrix.dtype)
-    damping = DAMPING * mean
-    while True:
-        damped = matrix.clone()
-        damped.diagonal().add_(damping)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        if int(info) == 0:
-            inverse = torch.cholesky_inverse(factor)
-            upper, info = torch.linalg.cholesky_ex(inverse, upper=True)
-            if int(info) == 0:
-                return upper
-        damping *= 10  # rounding of the sums has made it indefinite

@@ -1,0 +1,156 @@
+"""Zeros in weights: single entries, N of every M, or blocks; what stays makes up for them.
+
+An entry's score is its magnitude, or magnitude times gradient (Molchanov et al., *Importance Estimation for
+Neural Network Pruning*, CVPR 2019, eq. 8). With calibration inputs the entries that stay are corrected by
+the Gram matrix of what the weight is multiplied with, layer after layer, each on what the pruned layers
+before it give (:mod:`graphprune.sparsity.compensation`, after Frantar and Alistarh, *SparseGPT*, ICML
+2023).
+
+Every pruned weight is multiplied with its mask in the graph, so that training moves what stays and never
+brings back what went. ``fold-parameters`` multiplies masks in for deployment, ``strip-masks`` does so and
+leaves the rest trainable. Zeros make no runtime here faster by themselves: the file compresses better, and
+rows of zeros are what ``remove-dead-channels`` takes out.
+
+>>> import torch, graphprune
+>>> from graphprune.pipeline import Context
+>>> graph = graphprune.trace(torch.nn.Linear(4, 2), torch.zeros(1, 4))
+>>> done = PruneWeights(pattern="2:4").run(graph, Context()).graph
+>>> print(done)
+input_1: f32[1, 4]
+mul_tensor: f32[2, 4] = mul.Tensor(%weight, %weight_mask)
+linear: f32[1, 2] = linear(input_1, mul_tensor, %bias)
+return (linear,)
+>>> done.tensors["weight_mask"].sum(1).tolist()
+[2.0, 2.0]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from graphprune.calibration import read
+from graphprune.errors import InputError, PassError
+from graphprune.graph import Graph
+from graphprune.pipeline import Context, Note, Pass, PassResult
+from graphprune.sparsity.patterns import Anywhere, Blocks, NofM, Pattern
+
+from .masks import Weight, masked, value_of, weights
+from .selection import chosen, corrected, scores
+
+PATTERN = re.compile(r"(?P<n>\d+):(?P<m>\d+)|(?P<rows>\d+)x(?P<columns>\d+)")
+SCOPES = ("local", "global")
+IMPORTANCES = ("magnitude", "gradient")
+
+
+@dataclass(frozen=True)
+class PruneWeights(Pass):
+    """Set entries of linear and convolution weights to zero.
+
+    Attributes:
+        sparsity: share of the entries (with ``RxC`` of the blocks) that becomes zero; N:M has its own.
+        pattern: ``anywhere``, ``N:M`` (of every M neighbouring inputs N stay), or ``RxC`` blocks of R
+            outputs and C inputs.
+        threshold: instead of a share, entries whose score is below go; with ``anywhere`` alone.
+        scope: ``local`` (the share of every weight) or ``global`` (one ranking over all weights).
+        importance: ``magnitude`` or ``gradient`` (weight times gradient of ``loss``, or without one of the
+            randomly projected outputs on calibration inputs).
+        correct: refit what stays; without calibration inputs nothing is.
+        loss: from Python, ``module -> loss`` or an iterator of losses.
+        ignored, only: weights, operators or modules, by name or glob.
+        limit: calibration samples to read.
+        positions: of an image or a sequence that are taken of each, for the correction.
+    """
+
+    name: ClassVar[str] = "prune-weights"
+    exact: ClassVar[bool] = False
+    requires: ClassVar[frozenset[str]] = frozenset({"float"})
+
+    sparsity: float = 0.5
+    pattern: str = "anywhere"
+    threshold: float | None = None
+    scope: str = "local"
+    importance: str = "magnitude"
+    correct: bool = True
+    loss: Callable[[Any], Any] | None = None
+    ignored: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    limit: int = 128
+    positions: int | None = 64
+
+    def run(self, graph: Graph, context: Context) -> PassResult:
+        """The graph with masks; notes say how much of every weight is zero, and how it was corrected.
+
+        Raises:
+            InputError: an option is out of range, a name matches nothing, or a calibration input does not
+                fit.
+            PassError: gradients are asked for without a loss and without calibration inputs.
+        """
+        pattern = self._pattern()
+        found, notes = weights(graph, pattern, self.ignored, self.only)
+        if not found:
+            return PassResult(graph, False, (*notes, Note("refused", "", "there is no weight to prune")))
+        calls = None
+        if context.calibration is not None:
+            inputs = read(graph, context.calibration, self.limit)
+            calls, notes = inputs.calls, [*notes, *inputs.notes]
+        if self.importance == "gradient" and self.loss is None and calls is None:
+            raise PassError(self.name, "ranks by gradients: give a loss, or calibration inputs")
+        ranked = None
+        if self.importance == "gradient" or self.scope == "global" or self.threshold is not None:
+            ranked = scores(graph, found, self.importance, calls or (), self.loss, context.seed)
+        given = None if ranked is None else chosen(ranked, pattern, self.scope, self.threshold)
+        if self.correct and calls is not None:
+            values, said = corrected(graph, found, pattern, given, calls, self.positions, context.seed)
+        else:
+            values, said = _plain(graph, found, pattern, given), []
+            why = "without calibration inputs" if calls is None else "correct=false"
+            said.append(Note("info", "", f"{why} entries are set to zero and no other changes"))
+        result = masked(graph, values)
+        for name, (_, mask) in values.items():
+            share = 1 - float(mask.double().mean())
+            notes.append(Note("changed", name, f"{share:.1%} of {mask.numel():,} entries are zero"))
+        return PassResult(result, True, (*notes, *said))
+
+    def _pattern(self) -> Pattern:
+        """What the options ask for.
+
+        Raises:
+            InputError: an option is unknown or out of range, or two do not go together.
+        """
+        for what, value, known in (
+            ("scope", self.scope, SCOPES),
+            ("importance", self.importance, IMPORTANCES),
+        ):
+            if value not in known:
+                raise InputError(f"{what} must be one of {', '.join(known)}, got {value!r}")
+        if self.pattern == "anywhere":
+            return Anywhere(self.sparsity)
+        parts = PATTERN.fullmatch(self.pattern)
+        if parts is None:
+            raise InputError(
+                f"pattern must be anywhere, N:M as in 2:4, or RxC as in 4x4, got {self.pattern!r}"
+            )
+        if self.threshold is not None:
+            raise InputError(f"a threshold takes single entries, and pattern is {self.pattern!r}")
+        if parts["n"]:
+            if self.scope == "global":
+                raise InputError(f"{self.pattern} has its share in every group, so scope is local")
+            return NofM(int(parts["n"]), int(parts["m"]))
+        return Blocks(self.sparsity, int(parts["rows"]), int(parts["columns"]))
+
+
+def _plain(
+    graph: Graph, found: list[Weight], pattern: Pattern, given: Mapping[str, Tensor] | None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    values = {}
+    for weight in found:
+        own = value_of(graph, weight.name)
+        matrix = weight.matrix(own)
+        mask = given[weight.name] if given is not None else pattern.mask(matrix.abs())
+        values[weight.name] = own, weight.back(mask, own)
+    return values

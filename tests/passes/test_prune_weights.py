@@ -1,0 +1,221 @@
+"""``prune-weights`` and ``strip-masks``: where zeros come, that they stay, and what correction is worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import graphprune
+from graphprune.errors import InputError, PassError
+from graphprune.graph import Graph
+from graphprune.pipeline import Context, PassResult
+from graphprune.textual import make_pass, parse_pipeline
+
+from .quantizing import Residual, images
+from .rewriting import trace
+
+DATA = images(16, 3, 16, 16)
+
+
+def run(graph: Graph, data: Any = None, name: str = "prune-weights", **options: Any) -> PassResult:
+    before = graph.fingerprint()
+    result = make_pass(name, options).run(graph, Context(calibration=data))
+    assert graph.fingerprint() == before
+    assert result.changed == (result.graph is not graph)
+    return result
+
+
+def residual(seed: int = 0) -> tuple[nn.Module, Graph]:
+    torch.manual_seed(seed)
+    model = Residual(16).eval()
+    return model, trace(model, DATA[0])
+
+
+def zeros(graph: Graph) -> dict[str, float]:
+    return {
+        n.removesuffix("_mask"): 1 - float(t.mean()) for n, t in graph.tensors.items() if n.endswith("_mask")
+    }
+
+
+def test_the_share_of_every_weight_and_its_largest_entries() -> None:
+    _, graph = residual()
+    done = run(graph, sparsity=0.75).graph
+    weights = [n for n, t in graph.parameters.items() if t.dim() > 1]
+    assert set(zeros(done)) == set(weights)
+    for name, share in zeros(done).items():
+        assert share == pytest.approx(0.75, abs=0.51 / graph.tensors[name].numel())
+        mask = done.tensors[f"{name}_mask"].bool()
+        values = graph.tensors[name].detach().abs()
+        assert values[mask].min() >= values[~mask].max()
+        assert torch.equal(done.tensors[name], graph.tensors[name]), "without inputs nothing else moves"
+
+
+def test_one_ranking_over_all_weights() -> None:
+    model, _ = residual()
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    with torch.no_grad():
+        first.weight.mul_(100)
+    graph = trace(model, DATA[0])
+    shares = zeros(run(graph, sparsity=0.5, scope="global").graph)
+    total = sum(s * graph.tensors[n].numel() for n, s in shares.items()) / sum(
+        graph.tensors[n].numel() for n in shares
+    )
+    assert total == pytest.approx(0.5, abs=1e-3)
+    assert min(shares.values()) < 0.05
+
+
+def test_two_of_four_in_every_layout() -> None:
+    class Layouts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+            self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+            self.line = nn.Linear(16, 12)
+            self.product = nn.Parameter(torch.randn(12, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.line(self.up(self.conv(x))) @ self.product
+
+    torch.manual_seed(0)
+    model, data = Layouts().eval(), [torch.randn(2, 8, 4, 8) for _ in range(4)]
+    done = run(trace(model, data[0]), data, pattern="2:4").graph
+    conv = done.tensors["conv.weight_mask"].flatten(1).unflatten(1, (-1, 4)).sum(-1)
+    line = done.tensors["line.weight_mask"].unflatten(1, (-1, 4)).sum(-1)
+    product = done.tensors["product_mask"].T.unflatten(1, (-1, 4)).sum(-1)
+    up = done.tensors["up.weight_mask"].movedim(1, 0).flatten(1).unflatten(1, (-1, 4)).sum(-1)
+    for counts in (conv, line, product, up):
+        assert (counts == 2).all()
+    with torch.no_grad():
+        for name in ("conv.weight", "line.weight", "product", "up.weight"):
+            model.get_parameter(name).copy_(done.tensors[name] * done.tensors[f"{name}_mask"])
+        torch.testing.assert_close(done(data[0]), model(data[0]))
+
+
+def test_correction_is_worth_something() -> None:
+    model, graph = residual()
+    with torch.no_grad():
+        wanted = torch.cat([model(x) for x in DATA])
+    off = {}
+    for correct in (False, True):
+        result = run(graph, DATA[:12], pattern="2:4", correct=correct)
+        found = torch.cat([result.graph(x) for x in DATA])
+        off[correct] = float((found[12:] - wanted[12:]).norm() / wanted[12:].norm())
+    assert off[True] < 0.7 * off[False]
+    assert any("corrected" in note.message for note in result.notes)
+
+
+def test_masks_survive_training_and_are_not_regrown() -> None:
+    _, graph = residual()
+    done = run(graph, sparsity=0.8).graph
+    module = done.module.train()
+    gone = {n: done.tensors[f"{n}_mask"] == 0 for n in zeros(done)}
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=0.1)
+    for x in DATA[:4]:
+        module(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    again = graphprune.trace(module.eval(), DATA[0])
+    stripped = run(again, name="strip-masks")
+    assert len(stripped.notes) == len(gone)
+    for name, mask in gone.items():
+        value = stripped.graph.tensors[name]
+        assert not value[mask].any()
+        assert not torch.equal(value, graph.tensors[name] * ~mask), "what stayed was trained"
+    assert not any(n.endswith("_mask") for n in stripped.graph.tensors)
+    assert torch.allclose(again(DATA[0]), stripped.graph(DATA[0]), atol=1e-6)
+
+
+def test_more_may_go_later() -> None:
+    _, graph = residual()
+    first = run(graph, sparsity=0.4).graph
+    second = run(first, DATA, sparsity=0.8).graph
+    assert set(zeros(first)) == set(zeros(second))
+    for name in zeros(first):
+        before, after = (g.tensors[f"{name}_mask"].bool() for g in (first, second))
+        assert not (after & ~before).any(), "what went does not come back"
+        assert 1 - float(after.float().mean()) == pytest.approx(0.8, abs=0.51 / after.numel())
+    assert len([n for n in second.nodes if "mul" in n.name]) == len(
+        [n for n in first.nodes if "mul" in n.name]
+    )
+
+
+def test_gradients_rank_otherwise_and_thresholds_cut() -> None:
+    _, graph = residual()
+    by_magnitude = run(graph, sparsity=0.5, scope="global").graph
+    by_gradient = run(graph, DATA, sparsity=0.5, scope="global", importance="gradient", correct=False).graph
+    assert zeros(by_magnitude) != zeros(by_gradient)
+
+    def loss(module: nn.Module) -> Any:
+        return (module(x).square().mean() for x in DATA[:4])
+
+    by_loss = run(graph, sparsity=0.5, importance="gradient", loss=loss).graph
+    assert set(zeros(by_loss)) == set(zeros(by_magnitude))
+    cut = run(graph, threshold=0.05).graph
+    for name in zeros(cut):
+        kept = cut.tensors[f"{name}_mask"].bool()
+        assert torch.equal(kept, graph.tensors[name].abs() >= 0.05)
+
+
+def test_blocks_of_rows_leave_dead_channels_behind() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32, bias=False), nn.ReLU(), nn.Linear(32, 4)).eval()
+    x = torch.randn(2, 16)
+    graph = trace(model, x)
+    done = run(graph, sparsity=0.5, pattern="1x16", only=("0",)).graph
+    stripped = run(done, name="strip-masks").graph
+    (step,) = parse_pipeline("remove-dead-channels")
+    small = step.run(stripped, Context()).graph
+    assert small.tensors["0.weight"].shape == (16, 16)
+    torch.testing.assert_close(small(x), done(x))
+
+
+def test_end_to_end_and_smaller_when_packed(tmp_path: Any) -> None:
+    import gzip
+
+    model, _ = residual()
+    sizes = {}
+    for text in ("clean-up", "prune-weights{sparsity=0.9}"):
+        result = graphprune.optimize(
+            model, DATA[0], pipeline=f"{text},fold-parameters,fold-batch-norm", calibration=DATA,
+            measure=False,
+        )  # fmt: skip
+        sizes[text] = len(gzip.compress(result.deployment.lowered.files["model.onnx"]))
+    assert sizes["prune-weights{sparsity=0.9}"] < 0.45 * sizes["clean-up"]
+    certificate = result.report.passes[0].certificate
+    assert certificate is not None
+    assert not certificate.exact
+
+
+def test_what_is_refused() -> None:
+    _, graph = residual()
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(8, 8)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.table(ids) @ self.table.weight.T
+
+    result = run(trace(nn.Sequential(nn.ReLU()), torch.ones(1, 3)))
+    assert not result.changed
+    narrow = run(trace(nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2)), torch.ones(1, 3)), pattern="2:4")
+    assert any("3 columns" in note.message for note in narrow.notes)
+    assert set(zeros(narrow.graph)) == {"1.weight"}
+    for options, words in (
+        ({"pattern": "2 of 4"}, "N:M as in 2:4"),
+        ({"scope": "layer"}, "scope must be"),
+        ({"importance": "taylor"}, "importance must be"),
+        ({"pattern": "2:4", "scope": "global"}, "share in every group"),
+        ({"pattern": "2:4", "threshold": 0.1}, "a threshold takes single entries"),
+        ({"sparsity": -1.0}, "share, 0 to 1"),
+        ({"ignored": ("nothing",)}, "matches no operator"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(graph, **options)
+    with pytest.raises(PassError, match="give a loss, or calibration"):
+        run(graph, importance="gradient")
+    assert not run(graph, name="strip-masks").changed
