@@ -27,6 +27,7 @@ def main(out: Path, rounds: int) -> None:
         model,
         photographs[:1],
         target="cpu",
+        backend="onnxruntime",
         dynamic_batch=True,
         rounds=rounds,
         progress=lambda line: print(f"... {line}", file=sys.stderr),

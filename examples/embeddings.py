@@ -21,7 +21,9 @@ def main(rounds: int) -> None:
     model = networks.minilm()
     ids, mask = networks.tokenise()
     example = {"input_ids": ids[:1], "attention_mask": mask[:1]}
-    result = graphprune.optimize(model, example_kwargs=example, dynamic_batch=True, rounds=rounds)
+    result = graphprune.optimize(
+        model, example_kwargs=example, backend="onnxruntime", dynamic_batch=True, rounds=rounds
+    )
     print(result.report)
     print()
     with torch.no_grad():
