@@ -56,7 +56,7 @@ def test_an_artifact_answers_as_its_graph(
         assert found.audit is not None
         assert found.audit.integers > 0.9
         assert found.host is not None
-        assert found.host.max_relative < 5e-2  # roundings that fell the other way
+        assert found.host.sqnr > 30  # roundings that fell the other way
 
 
 def test_generic_code_runs_on_the_least_of_processors(machine: Emulator, tmp_path: Path) -> None:
