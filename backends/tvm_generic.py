@@ -14,7 +14,7 @@ from tvm.tirx import IntImm, IterVar
 
 from .tvm_machine import Machine
 
-PARALLEL_FROM = 16_384  # element operations, below which waking a thread costs more than it computes
+PARALLEL_FROM = 65_536  # element operations, below which waking a thread costs more than it computes
 
 
 def schedule_rest(sch: Any, machine: Machine) -> None:

@@ -32,7 +32,7 @@ from .tvm_tiles import divisors
 TEMPLATES = 1  # raised when knobs come to mean something else, so that older measurements are not used
 LINEAR = ("dense", "matmul")
 ENOUGH = 16  # sums in registers
-PARALLEL_FROM = 50_000  # multiply-adds, below which waking a thread costs more than it computes
+PARALLEL_FROM = 500_000  # multiply-adds, below which waking a thread costs more than it computes
 
 
 @dataclass(frozen=True)
