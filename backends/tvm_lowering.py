@@ -38,7 +38,7 @@ def lower(graph: Graph, target: Target, backend: str = "tvm", database: Path | N
     content = library(ordered, made_for, link)
     facts = {
         "format": FORMAT, "tvm": str(tvm.__version__), "function": "main", "arch": target.arch,
-        "processor": made_for.identity, "bytes": len(content),
+        "processor": made_for.identity, "bytes": len(content), "llvm": dict(made_for.llvm),
         "inputs": [_plain(spec, True) for spec in inputs],
         "outputs": [
             _plain(spec, _computed(value))

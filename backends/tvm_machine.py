@@ -77,11 +77,11 @@ def _registers(arch: str, llvm: Mapping[str, Any]) -> tuple[int, int]:
 
 
 @cache
-def _features(processor: str) -> frozenset[str]:
+def _features(processor: str, arch: str = "x86_64") -> frozenset[str]:
     from .tvm_runtime import package
 
     found = package().target.codegen.llvm_get_cpu_features(
-        package().target.Target({"kind": "llvm", "mtriple": TRIPLES["x86_64"], "mcpu": processor})
+        package().target.Target({"kind": "llvm", "mtriple": TRIPLES[arch], "mcpu": processor})
     )
     return frozenset(str(name) for name in found)
 
@@ -91,6 +91,23 @@ def _host_processor() -> str:
     from .tvm_runtime import package
 
     return str(package().target.codegen.llvm_get_system_cpu())
+
+
+_CODE_USES = frozenset({
+    "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "dotprod", "fullfp16", "lse", "sve", "sve2",
+})  # fmt: skip
+
+
+def missing(llvm: Mapping[str, Any]) -> list[str]:
+    """Instructions that code compiled for ``llvm`` may use and this host has not, sorted.
+
+    >>> missing(machine(Target("here", host_arch(), processor="")).llvm) if host_arch() == "x86_64" else []
+    []
+    """
+    arch = host_arch()
+    asked = {str(a)[1:] for a in llvm.get("mattr", ()) if str(a).startswith("+")}
+    needs = asked | (_features(str(llvm["mcpu"]), arch) if llvm.get("mcpu") else frozenset())
+    return sorted((needs & _CODE_USES) - _features(_host_processor(), arch))
 
 
 def linker(target: Target) -> str | None:

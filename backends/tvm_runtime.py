@@ -143,6 +143,14 @@ class TvmRunner:
         self.inputs, self.outputs, self.threads = inputs, outputs, threads
         self._tvm = package()
         self._check_version(facts)
+        from .tvm_machine import missing
+
+        lacks = missing(facts.get("llvm", {}))
+        if lacks:
+            raise BackendError(
+                f"the library is for {facts['processor']}, with {', '.join(lacks)}, which this processor lacks; "
+                "build it here, or for a processor that both have"
+            )
         names = [spec["name"] for spec in facts["inputs"]]
         if names != [spec.name for spec in inputs]:
             raise BackendError(f"the library's inputs {names} are not the specification's")

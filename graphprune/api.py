@@ -143,8 +143,8 @@ def optimize(
         steps: reach the budget in so many rounds of pruning, repair and ``callback``.
         schedule: ``constant``, ``linear``, ``polynomial`` or ``exponential`` (:mod:`graphprune.schedule`).
         callback: ``(module, step) -> anything``, the caller's training after each step, from 1.
-        precision: ``int8``, ``int8-dynamic``, ``int8-weights``, ``int4-weights``, ``bfloat16`` or ``float16``,
-            after any pruning (:mod:`graphprune.precision`); ``None`` keeps the model's.
+        precision: ``int8``, ``int8-dynamic``, ``int8-weights``, ``int4-weights``, ``bfloat16`` or
+            ``float16``, after any pruning (:mod:`graphprune.precision`); ``None`` keeps the model's.
         max_drop: with ``evaluate``, how much of its score may be lost (0.01 is one point of an accuracy);
             what costs more in int8 stays in float.
         allow_float: do not fail where the runtime computes in float what the graph has in integers.

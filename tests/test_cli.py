@@ -65,7 +65,10 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def test_optimize_writes_the_artifact_and_the_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["optimize", "cli_nets:small", "--out", "again", "--threads", "1", "--backend", "onnxruntime"]) == 0
+    assert (
+        main(["optimize", "cli_nets:small", "--out", "again", "--threads", "1", "--backend", "onnxruntime"])
+        == 0
+    )
     output = capsys.readouterr()
     assert "artifact against original" in output.out
     assert "original, eager" in output.out

@@ -34,7 +34,9 @@ LAYERS = {
         "runner", "operands", "kinds",
     ),
     "type": ("axes", "dependency", "drawing"),
-    "plan": ("importance", "inverse_factor", "quantization", "sparsity", "plan", "candidates", "budget", "schedule"),
+    "plan": (
+        "importance", "inverse_factor", "quantization", "sparsity", "plan", "candidates", "budget", "schedule",
+    ),
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "contents", "reference", "versions", "artifact"),
@@ -42,8 +44,9 @@ LAYERS = {
         "measure", "sittings", "choice", "blocks", "fusion", "latency_table", "latency_model", "goal",
         "stopwatch", "tuning", "bracket", "latency_bench", "latency",
     ),
-    "front": ("report", "result", "precision", "pruning", "building", "api", "input_text", "sources", "recipe",
-        "gates", "emulation", "proof", "cli",
+    "front": (
+        "report", "result", "precision", "pruning", "building", "api", "input_text", "sources", "recipe", "gates",
+        "emulation", "proof", "cli",
     ),
 }  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from graphprune.errors import InputError
 from graphprune.integers import INT8, Format
+from graphprune.inverse_factor import DAMPING
 from graphprune.quantization.blocks import Blocks, of_blocks, stored, to_integers, to_numbers
 from graphprune.quantization.parameters import of_weight
 from graphprune.quantization.parameters import to_integers as per_channel
-from graphprune.inverse_factor import DAMPING
 from graphprune.quantization.rounding import METHODS, error, rounded
 
 FORMS = [stored(8), stored(4), stored(3), stored(4, symmetric=False), stored(8, symmetric=False), Format(4)]

@@ -297,6 +297,27 @@ def test_a_library_of_another_machine_is_refused(opened: Any) -> None:
         Tvm().open(files, built.lowered.inputs, built.lowered.outputs, CPU)
 
 
+@pytest.mark.skipif(host_arch() != "x86_64", reason="names processors of x86_64")
+@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3"])
+def test_narrower_vectors(processor: str) -> None:
+    """Blocks of eight channels: what runs on a processor without AVX-512."""
+    target = Target("older", "x86_64", processor=processor)
+    graph = graphprune.trace(nn.Sequential(Residual(13, 21), Excited(21)).eval(), torch.randn(1, 13, 15, 15))
+    made = Tvm().lower(graph, target)
+    runner = Tvm().open(made.files, made.inputs, made.outputs, target)
+    x = torch.randn(1, 13, 15, 15)
+    wanted = graph.run(x)[0]
+    assert float((runner(x)[0] - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
+
+
+def test_a_library_for_a_processor_that_has_more(opened: Any) -> None:
+    made = opened(nn.Linear(3, 2), torch.zeros(1, 3)).lowered
+    facts = json.loads(made.files["tvm.json"])
+    facts["llvm"]["mattr"] = ["+sve2" if host_arch() == "x86_64" else "+avx512f"]
+    with pytest.raises(BackendError, match="which this processor lacks; build it here"):
+        Tvm().open({**made.files, "tvm.json": json.dumps(facts).encode()}, made.inputs, made.outputs, CPU)
+
+
 @pytest.mark.skipif(
     host_arch() != "x86_64" or shutil.which("aarch64-linux-gnu-g++") is None,
     reason="cross-compiling needs aarch64-linux-gnu-g++ on x86_64",

@@ -1,8 +1,8 @@
 """OpenVINO as a process that answers: ``run`` once for outputs, or a line in, a line out, to be timed.
 
 ``python openvino_run.py outputs MODEL.xml INPUTS.npz OUTPUTS.npz`` or
-``python openvino_run.py serve MODEL.xml INPUTS.npz THREADS REPEAT [BATCH [PRECISION]]``; ``PRECISION`` is what
-floats are computed in (``f32``), where OpenVINO is not to choose it itself.
+``python openvino_run.py serve MODEL.xml INPUTS.npz THREADS REPEAT [BATCH [PRECISION]]``; ``PRECISION`` is
+what floats are computed in (``f32``), where OpenVINO is not to choose it itself.
 """
 
 from __future__ import annotations
