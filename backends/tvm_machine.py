@@ -94,7 +94,8 @@ def _host_processor() -> str:
 
 
 _CODE_USES = frozenset({
-    "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "dotprod", "fullfp16", "lse", "sve", "sve2",
+    "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl",
+    "dotprod", "fullfp16", "lse", "sve", "sve2",
 })  # fmt: skip
 
 

@@ -148,8 +148,8 @@ class TvmRunner:
         lacks = missing(facts.get("llvm", {}))
         if lacks:
             raise BackendError(
-                f"the library is for {facts['processor']}, with {', '.join(lacks)}, which this processor lacks; "
-                "build it here, or for a processor that both have"
+                f"the library is for {facts['processor']}, with {', '.join(lacks)}, which this processor "
+                "lacks; build it here, or for a processor that both have"
             )
         names = [spec["name"] for spec in facts["inputs"]]
         if names != [spec.name for spec in inputs]:
