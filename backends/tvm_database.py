@@ -17,6 +17,8 @@ from typing import Any
 import tvm
 import tvm_ffi
 
+from graphprune.cache import directory
+
 from .tvm_machine import Machine
 from .tvm_pipeline import Task
 from .tvm_runtime import cores
@@ -24,9 +26,8 @@ from .tvm_schedules import TEMPLATES, Knobs
 
 
 def cache_file() -> Path:
-    """Where measurements are kept: ``$XDG_CACHE_HOME/graphprune/tvm.jsonl``, or under ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "graphprune" / "tvm.jsonl"
+    """Where measurements are kept: ``tvm.jsonl`` in the cache directory (:mod:`graphprune.cache`)."""
+    return directory("tvm.jsonl")
 
 
 def workload(function: Any) -> str:

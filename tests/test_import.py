@@ -35,7 +35,8 @@ LAYERS = {
     ),
     "type": ("axes", "dependency", "drawing"),
     "plan": (
-        "importance", "inverse_factor", "quantization", "sparsity", "plan", "candidates", "budget", "schedule",
+        "importance", "inverse_factor", "quantization", "sparsity", "plan", "candidates", "budget",
+        "schedule",
     ),
     "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
@@ -45,8 +46,8 @@ LAYERS = {
         "stopwatch", "tuning", "bracket", "latency_bench", "latency",
     ),
     "front": (
-        "report", "result", "precision", "pruning", "building", "api", "input_text", "sources", "recipe", "gates",
-        "emulation", "proof", "cli",
+        "report", "result", "precision", "pruning", "building", "api", "input_text", "sources", "recipe",
+        "gates", "emulation", "proof", "cli",
     ),
 }  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

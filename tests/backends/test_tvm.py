@@ -37,7 +37,7 @@ def runtime() -> str:
 @pytest.fixture(autouse=True)
 def _no_measured_schedules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What somebody has tuned on this machine must not decide what is tested."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path / "cache"))
 
 
 class Residual(nn.Module):

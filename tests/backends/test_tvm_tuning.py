@@ -57,7 +57,7 @@ def net() -> graphprune.Graph:
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path / "cache"))
 
 
 def records() -> list[dict[str, Any]]:
