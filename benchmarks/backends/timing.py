@@ -5,7 +5,6 @@ A call runs the network ``repeat`` times. The plain export is there twice: the r
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,8 +18,7 @@ import torch
 import graphprune
 from benchmarks.backends.making import BACKENDS, CONVERTED, INPUTS, NNCF, PLAIN, PRECISIONS, place
 from benchmarks.backends.networks import Setup
-from benchmarks.quantization.measure import OPENVINO
-from benchmarks.quantization.methods import TOOLS, interpreter
+from benchmarks.quantization.measure import openvino_call
 from graphprune.choice import Contestant, fastest
 from graphprune.measure import Timing, isolated
 
@@ -107,27 +105,9 @@ def plain(setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
     return _repeated(call, repeat)
 
 
-def openvino(file: str, hint: str, setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
-    """OpenVINO in a process of its own interpreter that answers a line with a line.
-
-    ``hint`` is what floats are computed in; empty leaves OpenVINO's choice: bfloat16 where the
-    processor has it.
-    """
-    options = [str(threads), str(repeat), str(setup.batch), *([hint] if hint else [])]
-    script = str(TOOLS / "openvino_run.py")
-    worker = subprocess.Popen(
-        [interpreter(OPENVINO), script, "serve", str(folder / file), str(folder / INPUTS), *options],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-    )  # fmt: skip
-
-    def call() -> None:
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        worker.stdin.write("run\n")
-        if not worker.stdout.readline():
-            raise RuntimeError("OpenVINO's process ended")
-
-    return call
+def openvino(file: str, floats: str, setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
+    """OpenVINO by :func:`benchmarks.quantization.measure.openvino_call`, in its own interpreter."""
+    return openvino_call(folder / file, folder / INPUTS, threads, repeat, setup.batch, floats)
 
 
 def artifact(path: Path, setup: Setup, folder: Path, threads: int, repeat: int) -> Call:

@@ -154,11 +154,17 @@ def onnxruntime_call(path: Path, inputs: Path, threads: int, repeat: int) -> Cal
     return call
 
 
-def openvino_call(path: Path, inputs: Path, threads: int, repeat: int) -> Callable[[], Any]:
-    """The same of OpenVINO's file, in a process of its interpreter that answers a line with a line."""
+def openvino_call(
+    path: Path, inputs: Path, threads: int, repeat: int, batch: int = 1, floats: str = ""
+) -> Callable[[], Any]:
+    """The same of OpenVINO's file, in a process of its interpreter that answers a line with a line.
+
+    ``floats`` is what they are computed in (``f32``); empty leaves OpenVINO's choice: bfloat16 where the
+    processor has it.
+    """
+    options = [str(threads), str(repeat), str(batch), *([floats] if floats else [])]
     worker = subprocess.Popen(
-        [interpreter(OPENVINO), str(TOOLS / "openvino_run.py"), "serve", str(path), str(inputs), str(threads),
-         str(repeat)],
+        [interpreter(OPENVINO), str(TOOLS / "openvino_run.py"), "serve", str(path), str(inputs), *options],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
     )  # fmt: skip
 
