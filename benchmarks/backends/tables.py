@@ -62,7 +62,7 @@ def _goals(found: Sequence[Measured]) -> Iterator[str]:
         ])  # fmt: skip
     for one in found:
         label = one.automatic("pruned + int8")
-        if one.network.startswith("resnet") and label in one.samples:
+        if one.network.startswith("resnet") and label is not None and label in one.samples:
             faster = 1 / one.ratio(label).median
             verdict = "yes" if faster >= FASTER else "no"
             rows.append([f"{one.name}, pruned and int8: {FASTER:g} times", f"{faster:.2f} times", verdict])
