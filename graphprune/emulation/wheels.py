@@ -5,7 +5,7 @@ Versions are this host's, so that what runs under emulation is what was built an
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -53,7 +53,7 @@ def download(
     Raises:
         BackendError: pip is not here, or there is no such wheel; says which.
     """
-    if importlib.util.find_spec("pip") is None:
+    if not any(importlib.metadata.distributions(name="pip")):  # looking for the module may warn of distutils
         raise BackendError(
             "this environment has no pip, which fetches the wheels for aarch64: python -m ensurepip"
         )

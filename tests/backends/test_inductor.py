@@ -127,6 +127,7 @@ def test_integers_are_computed_in_integers(tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "empty").rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_products_of_activations_stay_in_float_by_the_backends_own_scheme() -> None:
     """There is no integer product of two activations here; a scheme that wants one is refused."""
     torch.manual_seed(3)

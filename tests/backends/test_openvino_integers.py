@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 import graphprune
 from graphprune.backend import Lowered
 from graphprune.errors import BackendError
+from graphprune.integers import ONNX_RUNTIME
 from graphprune.registry import backends
 from graphprune.target import get
 from tests.zoo import get as network
@@ -93,10 +95,17 @@ def test_int8_of_a_transformer_is_judged_product_by_product():
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
     batches = [torch.randn(4, 9, 32) for _ in range(3)]
-    result = graphprune.optimize(
-        model, (batches[0],), precision="int8", calibration=batches, backend="openvino", dynamic_batch=True,
-        measure=False, threads=1, allow_float=True,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "precision": "int8", "calibration": batches, "backend": "openvino", "dynamic_batch": True,
+        "measure": False, "threads": 1,
+    }  # fmt: skip
+    # OpenVINO's own scheme leaves attention in float, and nothing falls back.
+    own = graphprune.optimize(model, (batches[0],), **options).report.audit
+    assert own is not None
+    assert not own.fallbacks
+    # A scheme made by hand that quantizes its products is judged by what they became.
+    every = replace(get("cpu"), integers=replace(ONNX_RUNTIME, joined=frozenset()))
+    result = graphprune.optimize(model, (batches[0],), target=every, allow_float=True, **options)
     audit = result.deployment.audit()
     linears = 9 * 32 * (3 * 32 + 32 + 64 + 64)
     attention = 2 * 4 * 9 * 9 * 8

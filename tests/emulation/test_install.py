@@ -183,7 +183,7 @@ def test_without_apt(system, tmp_path, monkeypatch) -> None:
 
 
 def test_without_pip(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheels.importlib.metadata, "distributions", lambda **_: [])
     with pytest.raises(BackendError, match="no pip"):
         wheels.download({"onnxruntime": ORT}, tmp_path, "3.11", (2, 36))
 
