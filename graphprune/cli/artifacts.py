@@ -18,13 +18,17 @@ from ..report.sections import Section, audit_sections, size_text
 
 @dataclass(frozen=True)
 class Description:
-    """What a directory holds, and what its runtime executes (or why this host cannot tell)."""
+    """What a directory holds, and what its runtime executes (or why this host cannot tell).
+
+    ``notes`` say what is otherwise here than where it was built.
+    """
 
     directory: Path
     manifest: Mapping[str, Any]
     measurements: Mapping[str, Any]
     audit: AuditSummary | None
     reason: str = ""
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -34,6 +38,7 @@ class Description:
             "measurements": dict(self.measurements),
             "audit": None if self.audit is None else self.audit.to_json(),
             "reason": self.reason,
+            "notes": list(self.notes),
         }
 
 
@@ -59,7 +64,9 @@ def describe(directory: Path) -> Description:
         manifest["versions"],
     )
     audit = backends.load(manifest["backend"])().audit(lowered, artifact.target)
-    return Description(directory, manifest, artifact.measurements, AuditSummary.of(audit))
+    return Description(
+        directory, manifest, artifact.measurements, AuditSummary.of(audit), notes=artifact.notes
+    )
 
 
 def sections(found: Description) -> Iterator[Section]:
@@ -74,6 +81,7 @@ def sections(found: Description) -> Iterator[Section]:
         ("graphprune", manifest["graphprune"]),
         *manifest["versions"].items(),
         *(("note", note) for note in manifest["notes"]),
+        *(("on this host", note) for note in found.notes),
     ]
     yield Section("artifact", ("", ""), tuple(rows))
     files = tuple(

@@ -92,7 +92,9 @@ def check(
         start = time.perf_counter()
         finding = judge()
         findings.append(replace(finding, bound=bound, seconds=round(time.perf_counter() - start, 3)))
-    notes = bench.calls.notes if bench.compared else ()
+    sides = [side for side in (new, old) if side is not None and side.opened is not None]
+    here = [f"{side.name}: {note}" for side in sides for note in side.opened.notes]  # type: ignore[union-attr]
+    notes = (*here, *(bench.calls.notes if bench.compared else ()))
     other = None if against is None else str(against)
     return Verdict(str(directory), other, tuple(findings), notes, allow_unmeasured, host())
 

@@ -17,7 +17,9 @@ from torch import nn
 
 import graphprune
 from graphprune import manifest, versions
+from graphprune.cli import main
 from graphprune.errors import BackendError
+from graphprune.gates import check
 from graphprune.registry import backends
 from graphprune.target import Target, get, host_arch
 
@@ -145,6 +147,14 @@ def test_a_newer_runtime_whose_file_opens_is_noted(name, model, tmp_path):
     assert f"upgrade {PACKAGES[name]}" in note
     with torch.no_grad():
         assert torch.allclose(artifact(torch.ones(1, 4)), model(torch.ones(1, 4)), atol=1e-5)
+
+
+def test_the_commands_say_so_too(model, tmp_path, capsys):
+    place = build(tmp_path / "build", model, "onnxruntime")
+    alter(place, lambda document: document["versions"].update({PACKAGES["onnxruntime"]: "9999.1"}))
+    assert main(["inspect", str(place)]) == 0
+    assert "built with onnxruntime 9999.1" in " ".join(capsys.readouterr().out.split())
+    assert any("9999.1" in note for note in check(place).notes)
 
 
 def _of_newer_onnx(content: bytes) -> bytes:
