@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from graphprune.backend import Audit, Lowered, TensorSpec
+from graphprune.errors import BackendError
 from graphprune.graph import Graph
 from graphprune.integers import Scheme
 from graphprune.target import Target, host_arch
@@ -68,12 +69,18 @@ class Tvm:
         return TvmRunner(files, tuple(inputs), tuple(outputs), threads)
 
     def unrunnable(self, target: Target) -> str | None:
-        """Why libraries for ``target`` do not run here, or ``None``: they are machine code."""
+        """Why libraries for ``target`` do not run here, or ``None``: they are machine code, and want TVM."""
+        from graphprune.backends.tvm_runtime import package
+
         if target.arch != host_arch():
             return (
                 f"TVM's libraries are machine code for {target.arch}, and this host is {host_arch()}; "
                 "check it here with: graphprune verify DIR --emulate"
             )
+        try:
+            package()
+        except BackendError as error:
+            return str(error)
         return None
 
     def audit(self, lowered: Lowered, target: Target) -> Audit:
