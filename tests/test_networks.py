@@ -75,6 +75,13 @@ CASES = (
     Case("hf_llama_grouped"),
     Case("hf_t5_encoder"),
 )  # fmt: skip
+
+
+def _paced(name: str) -> Any:
+    """A parameter; a network that takes a third of a minute belongs to `make test-full`."""
+    return pytest.param(name, marks=pytest.mark.slow) if name == "tv_swin_t" else name
+
+
 DYNAMIC = ("tv_resnet18", "tv_shufflenet_v2_x0_5", "tv_swin_t", "real_minilm_l6", "hf_bert_masked", "hf_gpt2")
 
 
@@ -124,7 +131,7 @@ def test_answers_stay_and_batch_norms_go(case: Case) -> None:
     assert all(re.search(case.because, note.message) for note in notes)
 
 
-@pytest.mark.parametrize("name", DYNAMIC)
+@pytest.mark.parametrize("name", [_paced(name) for name in DYNAMIC])
 @warned_by_libraries
 def test_one_artifact_takes_any_batch(name: str) -> None:
     model, args, kwargs = build(name)
@@ -148,7 +155,7 @@ def _of_size(batch: int) -> Callable[[Any], Any]:
     return resize
 
 
-@pytest.mark.parametrize("name", [case.name for case in CASES if case.infers])
+@pytest.mark.parametrize("name", [_paced(case.name) for case in CASES if case.infers])
 @warned_by_libraries
 def test_a_model_and_a_target_are_enough(name: str) -> None:
     model, _, _ = build(name)

@@ -108,7 +108,9 @@ def test_an_operator_that_does_not_take_it_is_named() -> None:
         run(trace(Decomposes().eval(), torch.randn(2, 3)))
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "inductor"])
+@pytest.mark.parametrize(
+    "backend", ["onnxruntime", "openvino", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 def test_end_to_end(backend: str, tmp_path: Any) -> None:
     if backend == "openvino":
         pytest.importorskip("openvino")
