@@ -23,7 +23,7 @@ from graphprune.backend import Audit, Lowered, TensorSpec
 from graphprune.errors import BackendError
 from graphprune.graph import Graph
 from graphprune.integers import XNNPACK, Scheme
-from graphprune.target import Target, host_arch
+from graphprune.target import Target
 
 # Symbolic sizes go up to this, since ExecuTorch plans its memory ahead.
 LARGEST = 64
@@ -48,15 +48,20 @@ class ExecuTorch:
         from graphprune.backends.executorch_audit import OPERATORS_FILE, asked
         from graphprune.backends.executorch_integers import for_xnnpack
         from graphprune.backends.executorch_program import PROGRAM_FILE, program, runtime
-        from graphprune.backends.exported import exported, sizes_of, specifications, tensor_outputs
+        from graphprune.backends.exported import (
+            exported,
+            sizes_of,
+            specifications,
+            tensor_outputs,
+            tensors_only,
+        )
 
         runtime()
         if target.arch == "cuda":
             raise BackendError(_no_cuda(target))
         kept = tensor_outputs(graph)
         inputs, outputs = specifications(graph)
-        if any(isinstance(spec, TensorSpec) and spec.dtype == "int" for spec in outputs):
-            raise BackendError("an output is a symbolic size, which a program cannot return; return a tensor")
+        tensors_only(outputs, "program")
         work = graph.copy()
         sizes = sizes_of(work, LARGEST)
         operators = asked(work, sizes)
@@ -102,9 +107,7 @@ class ExecuTorch:
             return str(error)
         if target.arch == "cuda":
             return _no_cuda(target)
-        if not target.runs_here and not target.portable:
-            return f"target {target.name!r} is for {target.arch} and not portable; this host is {host_arch()}"
-        return None
+        return target.bound_elsewhere
 
     def audit(self, lowered: Lowered, target: Target) -> Audit:
         """What the file executes: XNNPACK's operators with their types, and those outside of it."""

@@ -16,6 +16,7 @@ import torch
 
 from graphprune.backend import TensorSpec
 from graphprune.errors import BackendError, InputError
+from graphprune.threads import checked
 
 from . import flat_inputs
 from .executorch_program import IDENTIFIER, PROGRAM_FILE, missing, runtime
@@ -64,11 +65,9 @@ class ExecuTorchRunner:
         outputs: tuple[Any, ...],
         threads: int | None = None,
     ):
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}")
         if PROGRAM_FILE not in files:
             raise BackendError(f"there is no {PROGRAM_FILE} among the files: {', '.join(files) or 'none'}")
-        self.inputs, self.outputs, self.threads = inputs, outputs, threads
+        self.inputs, self.outputs, self.threads = inputs, outputs, checked(threads)
         self._program = files[PROGRAM_FILE]  # the runtime reads weights from these bytes
         self._library = runtime()
         check_format(self._program)
@@ -131,13 +130,10 @@ class ExecuTorchRunner:
             if self._opened_at != _POOL.changes:
                 self._open()
             try:
-                results = iter(self._method(given))
+                found = self._method(given)
             except Exception as error:
                 raise BackendError(f"ExecuTorch failed while running: {first_line(error)}") from error
-        device = inputs[0].device if inputs else torch.device("cpu")
-        return tuple(
-            next(results).to(device) if isinstance(spec, TensorSpec) else spec for spec in self.outputs
-        )
+        return flat_inputs.results(self.outputs, found, inputs)
 
 
 def check_format(program: bytes) -> None:

@@ -40,6 +40,12 @@ def tensor_outputs(graph: Graph) -> list[int]:
     return kept
 
 
+def tensors_only(outputs: Sequence[Any], what: str) -> None:
+    """Raise a BackendError where an output is a symbolic size, which ``what`` is made cannot return."""
+    if any(isinstance(spec, TensorSpec) and spec.dtype == "int" for spec in outputs):
+        raise BackendError(f"an output is a symbolic size, which a {what} cannot return; return a tensor")
+
+
 def exported(graph: Graph, kept: Sequence[int], most: int | None = None) -> torch.export.ExportedProgram:
     """The graph with the outputs ``kept``, exported; symbolic sizes stay symbolic.
 

@@ -1,6 +1,7 @@
-"""Flat inputs against their specification: what does not fit is an error that names the input and how.
+"""Flat inputs against their specification, and flat outputs put in the places that theirs has for them.
 
-Every backend checks before its runtime sees a tensor, so that a mistake reads the same with all of them.
+Every backend checks before its runtime sees a tensor, so that a mistake reads the same with all of them: an
+error that names the input and how it does not fit.
 
 >>> import torch
 >>> from graphprune.backend import TensorSpec
@@ -12,7 +13,8 @@ graphprune.errors.InputError: input 'x' must have shape (batch, 3), got (2, 4)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -33,6 +35,15 @@ def check(specs: Sequence[TensorSpec], inputs: Sequence[torch.Tensor]) -> None:
             got = str(value.dtype).removeprefix("torch.")
             raise InputError(f"input {spec.name!r} must be {spec.dtype}, got {got}; convert it")
         _check_shape(spec, tuple(value.shape), sizes)
+
+
+def results(
+    specs: Sequence[Any], found: Iterable[torch.Tensor], inputs: Sequence[torch.Tensor]
+) -> tuple[Any, ...]:
+    """What a runtime gave, on the device of the inputs, among the outputs that were known beforehand."""
+    device = inputs[0].device if inputs else torch.device("cpu")
+    values = iter(found)
+    return tuple(next(values).to(device) if isinstance(spec, TensorSpec) else spec for spec in specs)
 
 
 def _check_shape(spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> None:

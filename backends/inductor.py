@@ -33,7 +33,7 @@ from graphprune.target import Target, host_arch
 from graphprune.threads import checked, torch_threads
 
 from . import flat_inputs
-from .exported import exported, first_line, specifications, tensor_outputs
+from .exported import exported, first_line, specifications, tensor_outputs, tensors_only
 from .inductor_audit import OPERATORS_FILE, PACKAGE_FILE, asked, read
 from .inductor_device import device_of, moved
 
@@ -63,8 +63,7 @@ class Inductor:
             raise BackendError(f"{reason}; build on such a host, or with backend='onnxruntime'")
         kept = tensor_outputs(graph)
         inputs, outputs = specifications(graph)
-        if any(isinstance(spec, TensorSpec) and spec.dtype == "int" for spec in outputs):
-            raise BackendError("an output is a symbolic size, which a package cannot return; return a tensor")
+        tensors_only(outputs, "package")
         work = graph.copy()
         understood(work)
         operators = asked(work)
@@ -142,11 +141,8 @@ class InductorRunner:
                 found = self._model(*given)
         except Exception as error:
             raise BackendError(f"the package failed while running: {first_line(error)}") from error
-        results = iter([found] if isinstance(found, torch.Tensor) else found)
-        device = inputs[0].device if inputs else torch.device("cpu")
-        return tuple(
-            next(results).to(device) if isinstance(spec, TensorSpec) else spec for spec in self.outputs
-        )
+        found = [found] if isinstance(found, torch.Tensor) else found
+        return flat_inputs.results(self.outputs, found, inputs)
 
 
 def understood(graph: Graph) -> None:

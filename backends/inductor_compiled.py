@@ -22,9 +22,8 @@ from typing import Any
 import torch
 
 from graphprune.graph import Graph
-from graphprune.rounding import allow_rounding
+from graphprune.rounding import proved
 from graphprune.threads import checked, torch_threads
-from graphprune.verify import Certificate, require, runtime_equivalence
 
 from .exported import tensor_outputs
 from .inductor import OPTIONS, not_compiled, quiet, understood
@@ -54,7 +53,8 @@ class Compiled:
         self._kept = kept
         self._seen: set[Any] = set()
         self._run: Callable[..., Any] = torch.compile(work.callable(), fullgraph=True, dynamic=symbolic)
-        self.certificate = self._proved(graph)
+        what = "the compiled graph does not reproduce the graph"
+        self.certificate = proved(graph, self.flat, graph.examples, what)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run once. Raises InputError when the arguments do not fit what was captured."""
@@ -78,10 +78,3 @@ class Compiled:
         self._seen.add(shapes)
         count = len(self._kept) + len(self._constant)
         return tuple(self._constant[i] if i in self._constant else next(found) for i in range(count))
-
-    def _proved(self, graph: Graph) -> Certificate:
-        certificate = runtime_equivalence(graph, self.flat, [graph.examples])
-        if not certificate.passed:
-            outputs = self.flat(*graph.examples)
-            certificate = allow_rounding(certificate, graph, list(graph.examples), outputs)
-        return require(certificate, "the compiled graph does not reproduce the graph")

@@ -15,8 +15,9 @@ import onnxruntime as ort
 import torch
 
 from graphprune.backend import TensorSpec
-from graphprune.errors import BackendError, InputError
+from graphprune.errors import BackendError
 from graphprune.target import Target
+from graphprune.threads import checked
 
 from .flat_inputs import check
 from .onnx_files import DATA_FILE, MODEL_FILE
@@ -37,9 +38,7 @@ def options(threads: int | None = None) -> ort.SessionOptions:
     chosen = ort.SessionOptions()
     chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     chosen.log_severity_level = _ERROR
-    if threads is not None:
-        if threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}")
+    if checked(threads) is not None:
         chosen.intra_op_num_threads = threads
     return chosen
 

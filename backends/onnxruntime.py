@@ -25,7 +25,7 @@ from graphprune.backend import Audit, Lowered, TensorSpec
 from graphprune.errors import BackendError
 from graphprune.graph import Graph
 from graphprune.integers import ONNX_RUNTIME, Scheme
-from graphprune.target import Target, host_arch
+from graphprune.target import Target
 
 
 class OnnxRuntime:
@@ -92,9 +92,7 @@ class OnnxRuntime:
         reason = why_not(target, available(target))
         if reason:
             return reason
-        if not target.runs_here and not target.portable:
-            return f"target {target.name!r} is for {target.arch} and not portable; this host is {host_arch()}"
-        return None
+        return target.bound_elsewhere
 
     def audit(self, lowered: Lowered, target: Target) -> Audit:
         """What ONNX Runtime executes: the operators of the graph it optimised for this host."""

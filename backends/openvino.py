@@ -23,7 +23,7 @@ from graphprune.backend import Audit, Lowered, TensorSpec
 from graphprune.errors import BackendError
 from graphprune.graph import Graph
 from graphprune.integers import OPENVINO, Scheme
-from graphprune.target import Target, host_arch
+from graphprune.target import Target
 
 
 class OpenVino:
@@ -100,9 +100,7 @@ class OpenVino:
             return str(error)
         if target.arch == "cuda":
             return f"OpenVINO has no CUDA device for target {target.name!r}; {_OTHER}"
-        if not target.runs_here and not target.portable:
-            return f"target {target.name!r} is for {target.arch} and not portable; this host is {host_arch()}"
-        return None
+        return target.bound_elsewhere
 
     def audit(self, lowered: Lowered, target: Target) -> Audit:
         """What OpenVINO executes: the operators of the graph it compiled for this host."""

@@ -10,12 +10,11 @@ from typing import Any
 from torch import fx
 
 from graphprune.backend import Lowered, TensorSpec
-from graphprune.errors import BackendError
 from graphprune.graph import Graph
 from graphprune.graph_text import operator_name
 from graphprune.target import Target
 
-from .exported import specifications
+from .exported import specifications, tensors_only
 from .tvm_import import imported
 from .tvm_machine import linker, machine
 from .tvm_runtime import FACTS_FILE, FORMAT, LIBRARY_FILE, package
@@ -30,8 +29,7 @@ def lower(graph: Graph, target: Target, backend: str = "tvm", database: Path | N
 
     made_for, link = machine(target), linker(target)
     inputs, outputs = specifications(graph)
-    if any(isinstance(spec, TensorSpec) and spec.dtype == "int" for spec in outputs):
-        raise BackendError("an output is a symbolic size, which a TVM library cannot return; return a tensor")
+    tensors_only(outputs, "TVM library")
     module = fused(imported(graph), made_for)
     measured = Database(made_for, database or cache_file()).chooser()
     ordered = scheduled(module, made_for, measured)

@@ -27,11 +27,12 @@ from typing import Any
 import torch
 
 from graphprune.backend import TensorSpec
-from graphprune.errors import BackendError, InputError, MissingExtraError
+from graphprune.errors import BackendError, MissingExtraError
 from graphprune.target import host_arch
+from graphprune.threads import checked
 
 from .exported import first_line
-from .flat_inputs import check
+from .flat_inputs import check, results
 
 LIBRARY_FILE, FACTS_FILE = "model.so", "tvm.json"
 FORMAT = 1
@@ -137,10 +138,8 @@ class TvmRunner:
         outputs: tuple[Any, ...],
         threads: int | None = None,
     ):
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}")
         facts = facts_of(files)
-        self.inputs, self.outputs, self.threads = inputs, outputs, threads
+        self.inputs, self.outputs, self.threads = inputs, outputs, checked(threads)
         self._tvm = package()
         self._check_version(facts)
         from .tvm_machine import missing
@@ -190,14 +189,11 @@ class TvmRunner:
                 found = list(self._main(*given))
         except Exception as error:
             raise BackendError(f"the library failed while running: {first_line(error)}") from error
-        device = inputs[0].device if inputs else torch.device("cpu")
-        results = iter(
+        own = (
             torch.from_dlpack(value) if owned else torch.from_dlpack(value).clone()
             for value, owned in zip(found, self._owned, strict=True)
         )
-        return tuple(
-            next(results).to(device) if isinstance(spec, TensorSpec) else spec for spec in self.outputs
-        )
+        return results(self.outputs, own, inputs)
 
 
 def _aligned(value: torch.Tensor) -> torch.Tensor:

@@ -99,7 +99,7 @@ class Builder:
                 continue
             if shared.trainable is not shared.graph:
                 final = PipelineResult(final.graph, shared.trainable)
-            built += list(self._lowered(group, final, tuple(record.records), context, alone=len(tried) == 1))
+            built += list(self._lowered(group, final, tuple(record.records), alone=len(tried) == 1))
         if not built:
             raise BackendError("; ".join(self.refused))
         return sorted(built, key=lambda one: [b.name for b in tried].index(one.name))
@@ -119,13 +119,12 @@ class Builder:
         return self.passes.run(graph, context, instruments, part)
 
     def _lowered(
-        self, group: Sequence[Backend], final: PipelineResult, records: tuple[PassRecord, ...],
-        context: Context, *, alone: bool,
-    ) -> Iterator[Built]:  # fmt: skip
+        self, group: Sequence[Backend], final: PipelineResult, records: tuple[PassRecord, ...], alone: bool
+    ) -> Iterator[Built]:
         exact = all(step.exact for step in self.passes)
         for backend in group:
             self.say(f"lower with {backend.name}")
-            target = fitted(context.target, backend)
+            target = fitted(self.context.target, backend)
             try:
                 made = deploy(
                     final.graph,
@@ -133,7 +132,7 @@ class Builder:
                     backend,
                     calls=self.calls,
                     verify=self.verify,
-                    threads=context.threads,
+                    threads=self.context.threads,
                 )
                 audit = made.audit() if made.runner is not None else None
                 in_integers(audit, self.allow_float)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .lowering import Deployment
+from .lowering import Deployment, opened
 from .measure import Ratio, Timing, ratio
 from .sittings import in_sittings
 
@@ -70,9 +70,7 @@ def opener(
 ) -> Callable[[], Callable[[], Any]]:
     """What :func:`fastest` opens of a deployment; ``flat`` are the inputs of a call."""
 
-    def opened() -> Callable[[], Any]:
-        lowered = one.lowered
-        runner = one.backend.open(lowered.files, lowered.inputs, lowered.outputs, one.target, threads)
-        return partial(runner, *flat)
+    def call() -> Callable[[], Any]:
+        return partial(opened(one.backend, one.lowered, one.target, threads), *flat)
 
-    return opened
+    return call

@@ -6,7 +6,6 @@ of threads have it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,17 +18,14 @@ from .goal import Samples
 from .graph import Graph
 from .latency_table import IN_MEMORY, Machine, Table
 from .lowering import candidates as backends_for
-from .lowering import deploy
+from .lowering import deploy, opened
 from .measure import interleaved
 from .pipeline import LOSSLESS, Context, Pipeline
 from .plan import Plan
+from .sittings import PAUSE, TURN, one_turn, repeats_of
 from .stopwatch import Stopwatch
 from .target import Target, host_arch
 from .tuning import Outlook
-
-TURN = 0.05  # seconds that a timed turn lasts at least: several slices of a processor that others use, too
-CALLS = 5  # from which the length of a call is taken
-PAUSE = 0.01  # seconds before a turn, for threads of the other session to stop spinning
 
 
 @dataclass
@@ -72,14 +68,12 @@ class Bench:
             small = self._lossless(self.graph.apply(plan))
             self.lowered[key] = self.backend.lower(small, self.target)
         # A session of its own each time: where its memory lies makes a difference of some percent.
-        pruned = self._open(self.lowered[key])
+        pruned = partial(self._open(self.lowered[key]), *self.graph.examples)
+        whole = partial(self.whole, *self.graph.examples)
         # Turns of one length: in a shorter one, fewer slices of the processor go to others.
-        ours, theirs = self._repeat(pruned), self._repeat(self.whole)
+        ours, theirs = repeats_of(pruned, TURN), repeats_of(whole, TURN)
         timings = interleaved(
-            {
-                "pruned": partial(self._turn, pruned, ours),
-                "whole": partial(self._turn, self.whole, theirs),
-            },
+            {"pruned": partial(one_turn, pruned, ours), "whole": partial(one_turn, whole, theirs)},
             rounds=rounds,
             pause=0.0 if self.threads == 1 else PAUSE,
         )
@@ -112,18 +106,4 @@ class Bench:
         return Pipeline.parse(LOSSLESS).run(graph, Context(self.target)).graph
 
     def _open(self, lowered: Lowered) -> Runner:
-        return self.backend.open(lowered.files, lowered.inputs, lowered.outputs, self.target, self.threads)
-
-    def _turn(self, runner: Runner, repeat: int) -> None:
-        for _ in range(repeat):
-            runner(*self.graph.examples)
-
-    def _repeat(self, runner: Runner) -> int:
-        """How many calls a turn takes."""
-        fastest = min(self._once(runner) for _ in range(CALLS))
-        return max(1, round(TURN / fastest))
-
-    def _once(self, runner: Runner) -> float:
-        start = time.perf_counter()
-        runner(*self.graph.examples)
-        return max(time.perf_counter() - start, 1e-6)
+        return opened(self.backend, lowered, self.target, self.threads)

@@ -13,9 +13,9 @@ from .errors import BackendError
 from .graph import Graph
 from .integers import ONNX_RUNTIME
 from .registry import backends
-from .rounding import allow_rounding
+from .rounding import proved
 from .target import Target, host_arch
-from .verify import Certificate, require, runtime_equivalence
+from .verify import Certificate
 
 Calls = Mapping[str, Sequence[Any]]  # title -> flat tensors
 
@@ -42,8 +42,7 @@ class Deployment:
 
     def reopened(self, graph: Graph, threads: int | None) -> Runner:
         """Another graph, lowered and opened the same way, to be measured beside this one."""
-        lowered = self.backend.lower(graph, self.target)
-        return self.backend.open(lowered.files, lowered.inputs, lowered.outputs, self.target, threads)
+        return opened(self.backend, self.backend.lower(graph, self.target), self.target, threads)
 
     def audit(self) -> Audit:
         """What the runtime executes.
@@ -81,6 +80,11 @@ def fitted(target: Target, backend: Backend) -> Target:
     return replace(target, integers=own) if own is not None and target.integers == ONNX_RUNTIME else target
 
 
+def opened(backend: Backend, lowered: Lowered, target: Target, threads: int | None) -> Runner:
+    """A runner over what a backend lowered."""
+    return backend.open(lowered.files, lowered.inputs, lowered.outputs, target, threads)
+
+
 def deploy(
     graph: Graph,
     target: Target,
@@ -103,15 +107,12 @@ def deploy(
     reason = backend.unrunnable(target)
     if reason:
         return Deployment(backend, lowered, target, None, reason, notes=(f"artifact not run here: {reason}",))
-    runner = backend.open(lowered.files, lowered.inputs, lowered.outputs, target, threads)
+    runner = opened(backend, lowered, target, threads)
     certificates = {}
     if verify:
         for title, flat in calls.items():
-            certificate = runtime_equivalence(graph, runner, [flat])
-            if not certificate.passed:
-                certificate = allow_rounding(certificate, graph, flat, runner(*flat))
             what = f"the {backend.name} artifact does not reproduce its graph ({title})"
-            certificates[title] = require(certificate, what)
+            certificates[title] = proved(graph, runner, flat, what)
     return Deployment(backend, lowered, target, runner, "", certificates)
 
 

@@ -14,18 +14,32 @@ graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .graph import Graph
-from .verify import Certificate, compare, in_float64, noise_ratio
+from .verify import Certificate, compare, in_float64, noise_ratio, require, runtime_equivalence
 
 SLACK = 4.0
 QUANTIZED_SLACK = 1.5  # in noise over signal; sums in another order change which numbers round up
 CAP = 100.0  # times the tolerance; what PyTorch itself misses by more than that is no rounding
+
+
+def proved(
+    graph: Graph, run: Callable[..., Sequence[Any]], flat: Sequence[torch.Tensor], what: str
+) -> Certificate:
+    """Certificate 3 of something that runs ``graph``, on one call.
+
+    Raises:
+        VerificationError: it does not reproduce the graph, not even up to rounding; begins with ``what``.
+    """
+    certificate = runtime_equivalence(graph, run, [flat])
+    if not certificate.passed:
+        certificate = allow_rounding(certificate, graph, flat, run(*flat))
+    return require(certificate, what)
 
 
 def allow_rounding(

@@ -65,9 +65,9 @@ def in_sittings(
         share = rounds // count + (sitting < rounds % count)
         order = list(factories) if sitting % 2 == 0 else list(factories)[::-1]
         calls = {name: factories[name]() for name in order}
-        repeats = {name: _repeats(call, turn) for name, call in calls.items()}
+        repeats = {name: repeats_of(call, turn) for name, call in calls.items()}
         timings = interleaved(
-            {name: partial(_turn, calls[name], repeats[name]) for name in order},
+            {name: partial(one_turn, calls[name], repeats[name]) for name in order},
             rounds=share,
             warmup=1,
             threads=threads,
@@ -79,8 +79,8 @@ def in_sittings(
     return {name: _timing(values, used) for name, values in samples.items()}
 
 
-def _repeats(call: Callable[[], Any], turn: float) -> int:
-    """How many calls a turn takes."""
+def repeats_of(call: Callable[[], Any], turn: float) -> int:
+    """How many calls a turn of so many seconds takes."""
     fastest = math.inf
     for _ in range(CALLS):
         start = time.perf_counter()
@@ -89,7 +89,8 @@ def _repeats(call: Callable[[], Any], turn: float) -> int:
     return max(1, round(turn / fastest))
 
 
-def _turn(call: Callable[[], Any], repeats: int) -> None:
+def one_turn(call: Callable[[], Any], repeats: int) -> None:
+    """What is timed: a call, so many times."""
     for _ in range(repeats):
         call()
 

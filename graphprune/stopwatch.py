@@ -23,6 +23,7 @@ from .capture import capture
 from .goal import quartiles
 from .graph import Graph
 from .latency_table import Entry, Table
+from .lowering import opened
 from .pipeline import LOSSLESS, Context, Pipeline
 from .sittings import in_sittings
 from .target import Target
@@ -99,10 +100,7 @@ class Stopwatch:
     def _open(self, graph: Graph, copies: int = 1) -> Callable[[], Any]:
         graph = Pipeline.parse(LOSSLESS).run(graph, Context(self.target)).graph
         lowered = self.backend.lower(graph, self.target)
-        runners = [
-            self.backend.open(lowered.files, lowered.inputs, lowered.outputs, self.target, self.threads)
-            for _ in range(copies)
-        ]
+        runners = [opened(self.backend, lowered, self.target, self.threads) for _ in range(copies)]
         turns = itertools.cycle(runners)
         return lambda: next(turns)(*graph.examples)
 

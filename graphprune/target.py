@@ -90,6 +90,13 @@ class Target:
         return values
 
     @property
+    def bound_elsewhere(self) -> str | None:
+        """Why files that could run on any architecture are not to run here, or ``None``."""
+        if self.runs_here or self.portable:
+            return None
+        return f"target {self.name!r} is for {self.arch} and not portable; this host is {host_arch()}"
+
+    @property
     def runs_here(self) -> bool:
         """Whether a latency measured on this host is a latency of the target."""
         if self.arch == "cuda":
