@@ -45,6 +45,7 @@ LAYERS = {
         "measure", "sittings", "choice", "blocks", "fusion", "latency_table", "latency_model", "goal",
         "stopwatch", "tuning", "bracket", "latency_bench", "latency",
     ),
+    "train": ("train",),
     "front": (
         "report", "result", "precision", "pruning", "building", "api", "input_text", "sources", "recipe",
         "gates", "emulation", "proof", "cli",

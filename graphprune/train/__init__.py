@@ -1,0 +1,6 @@
+"""What works with the caller's training loop: schedules, sparsity, regularisers, distillation, fine-tuning.
+
+Each is an object that the loop calls: ``loss.backward(); optimizer.step(); pruner.step()``.
+"""
+
+from __future__ import annotations
