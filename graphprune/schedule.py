@@ -19,11 +19,30 @@ from collections.abc import Callable
 
 from .errors import InputError, suggestion
 
+
+def polynomial(first: float, last: float, t: float, power: float = 3.0) -> float:
+    """From ``first`` at ``t = 0`` to ``last`` at 1, the faster in the beginning the larger the power.
+
+    >>> polynomial(0.0, 0.8, 0.5), polynomial(0.0, 0.8, 1.0)
+    (0.7000000000000001, 0.8)
+    """
+    return last + (first - last) * (1 - t) ** power
+
+
+def exponential(first: float, last: float, t: float) -> float:
+    """From ``first`` at ``t = 0`` to ``last`` at 1, by the same factor over every stretch of equal length.
+
+    >>> exponential(1.0, 0.25, 0.5)
+    0.5
+    """
+    return first * (last / first) ** t
+
+
 _CURVES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda r, t: r,
-    "linear": lambda r, t: 1 - (1 - r) * t,
-    "polynomial": lambda r, t: r + (1 - r) * (1 - t) ** 3,
-    "exponential": lambda r, t: r**t,
+    "linear": lambda r, t: polynomial(1.0, r, t, 1.0),
+    "polynomial": lambda r, t: polynomial(1.0, r, t),
+    "exponential": lambda r, t: exponential(1.0, r, t),
 }
 SCHEDULES = tuple(_CURVES)
 

@@ -4,3 +4,7 @@ Each is an object that the loop calls: ``loss.backward(); optimizer.step(); prun
 """
 
 from __future__ import annotations
+
+from .schedules import Constant, Cubic, Exponential, OneCycle, Polynomial, Schedule
+
+__all__ = ["Constant", "Cubic", "Exponential", "OneCycle", "Polynomial", "Schedule"]
