@@ -5,6 +5,18 @@ Each is an object that the loop calls: ``loss.backward(); optimizer.step(); prun
 
 from __future__ import annotations
 
+from .finetune import finetune
 from .schedules import Constant, Cubic, Exponential, OneCycle, Polynomial, Schedule
+from .state import State, Training
 
-__all__ = ["Constant", "Cubic", "Exponential", "OneCycle", "Polynomial", "Schedule"]
+__all__ = [
+    "Constant",
+    "Cubic",
+    "Exponential",
+    "OneCycle",
+    "Polynomial",
+    "Schedule",
+    "State",
+    "Training",
+    "finetune",
+]

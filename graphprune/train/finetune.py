@@ -1,0 +1,271 @@
+"""Train a network, pruned or not, on Hugging Face Accelerate; in several processes by ``accelerate launch``.
+
+Every batch is divided among the processes and their gradients are averaged, weighted by how much of the batch
+each had, so that several processes give what one gives (to rounding), provided that the loss is a mean over
+samples and that nothing in the network looks across the batch. Batch norm in training mode does, and each
+process normalises its own part.
+
+>>> import torch
+>>> module = torch.nn.Linear(2, 1)
+>>> batches = [(x := torch.randn(8, 2), x.sum(1, keepdim=True)) for _ in range(20)]
+>>> training = finetune(module, batches, torch.nn.functional.mse_loss, lr=0.1, epochs=3)
+>>> training.steps, training.losses[-1] < training.losses[0]
+(60, True)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphprune.errors import GraphpruneError, InputError, MissingExtraError
+
+from .batches import call, pair, samples, share
+from .randomness import Numbers, seeded
+from .state import Home, State, Training
+
+
+def finetune(
+    module: nn.Module,
+    data: Iterable[Any],
+    loss: Callable[[Any, Any], Tensor],
+    *,
+    optimizer: torch.optim.Optimizer | Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    epochs: int = 1,
+    lr: float = 1e-4,
+    scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+    clip: float | None = None,
+    after_step: Sequence[Any] = (),
+    penalties: Sequence[Callable[[], Tensor]] = (),
+    distillation: Any = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    seed: int = 0,
+    on_epoch: Callable[[State], Any] | None = None,
+    resume: Mapping[str, Any] | None = None,
+    accelerator: Any = None,
+) -> Training:
+    """Train a network in place; it is the same object afterwards, in eval mode, on the device it was on.
+
+    Args:
+        module: any ``nn.Module``; ``result.module`` of a pruned network.
+        data: (inputs, targets) batches, iterated anew every epoch; inputs are a tensor, a tuple of positional
+            or a dict of keyword arguments. Every process reads all batches and takes its part of each.
+        loss: of outputs and targets, a mean over samples.
+        optimizer: one that holds the module's parameters, or a function that makes it from a list of them;
+            AdamW by default.
+        epochs: how many in all, those before a resumption included.
+        lr: learning rate of the default optimizer.
+        scheduler: makes one of ``torch.optim.lr_scheduler`` for the optimizer; stepped after every step.
+        clip: largest norm of all gradients together.
+        after_step: objects whose ``step()`` runs after the optimizer's: sparsifiers, shrinkers.
+        penalties: added to the loss: regularisers.
+        distillation: a :class:`graphprune.train.Distillation`, which gives a teacher a part in the loss.
+        evaluate: scores the network (eval mode, no gradients) after every epoch.
+        seed: of everything random: order and augmentation of the data, dropout.
+        on_epoch: called with a :class:`State` after every epoch, in every process; to save, to report.
+        resume: a ``State.state_dict()`` to go on from, with the other arguments as they were.
+        accelerator: an ``accelerate.Accelerator`` with settings of your own (mixed precision, accumulation).
+
+    Raises:
+        MissingExtraError: accelerate is not installed.
+        InputError: the data is empty or no pairs, or an argument is out of range.
+        GraphpruneError: the loss became infinite or not a number.
+    """
+    if epochs < 0 or not lr > 0 or (clip is not None and not clip > 0):
+        raise InputError(f"epochs={epochs}, lr={lr}, clip={clip}: epochs from 0, lr and clip above 0")
+    accelerator = accelerator or _accelerator()
+    home = Home(module)
+    with seeded(seed) as numbers, distillation or _Nothing():
+        chosen = _optimizer(module, distillation, optimizer, lr)
+        steady = scheduler(chosen) if scheduler else None
+        others = {
+            "scheduler": steady,
+            "after_step": list(after_step),
+            "distillation": distillation,
+            "generator": getattr(data, "generator", None),
+        }
+        state = State(module, chosen, Training(), accelerator.is_main_process, others)
+        if resume is not None:
+            state = state.load_state_dict(resume)
+        loop = _Loop(accelerator, state, numbers, loss, clip, steady, after_step, penalties, distillation)
+        try:
+            for epoch in range(state.epoch, epochs):
+                total, steps = loop.epoch(epoch, data)
+                training = state.training
+                scores = training.scores
+                if evaluate is not None:
+                    with torch.no_grad():
+                        scores = (*scores, float(evaluate(module)))
+                training = Training((*training.losses, total), scores, training.steps + steps)
+                state = replace(state, training=training)
+                if on_epoch is not None:
+                    on_epoch(state)
+        finally:
+            loop.release()
+            home.restore()
+            module.eval()
+    return state.training
+
+
+class _Loop:
+    """One epoch after the other, on what Accelerate prepared."""
+
+    def __init__(
+        self, accelerator: Any, state: State, numbers: Numbers, loss: Any, clip: float | None,
+        scheduler: Any, after_step: Sequence[Any], penalties: Sequence[Any], distillation: Any,
+    ):  # fmt: skip
+        self.accelerator, self.module, self.numbers = accelerator, state.module, numbers
+        self.loss, self.clip, self.scheduler = loss, clip, scheduler
+        self.after_step, self.penalties, self.distillation = after_step, penalties, distillation
+        self.adapters = list(distillation.parameters()) if hasattr(distillation, "parameters") else []
+        self.optimizer = accelerator.prepare_optimizer(state.optimizer)
+        self._wrap()
+        if hasattr(distillation, "to"):
+            distillation.to(accelerator.device)
+
+    def _wrap(self) -> None:
+        self.wrapped = self.accelerator.prepare_model(self.module)
+        self._shapes = self._parameters()
+
+    def _parameters(self) -> list[tuple[int, torch.Size]]:
+        return [(id(p), p.shape) for p in self.module.parameters()]
+
+    def epoch(self, number: int, data: Iterable[Any]) -> tuple[float, int]:
+        """Mean loss over the samples, and the optimizer's steps; the module is in eval mode afterwards."""
+        accelerator = self.accelerator
+        self.numbers.epoch(number, process=accelerator.process_index)
+        self.module.train()
+        self.wrapped.train()
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=accelerator.device)
+        seen = steps = 0
+        for inputs, targets in self._batches(data):
+            size = samples(inputs)
+            inputs, targets = share(
+                (inputs, targets), size, index=accelerator.process_index, count=accelerator.num_processes
+            )
+            with accelerator.accumulate(self.wrapped):
+                total += self._step(inputs, targets, size) * size
+                if accelerator.sync_gradients:
+                    self._after()
+                    steps += 1
+                self.optimizer.zero_grad()  # only now: what follows a step may read gradients
+            seen += size
+        if not seen:
+            raise InputError(
+                f"the training data gave no batch in epoch {number + 1}; a generator gives its batches once: "
+                "pass a list, a DataLoader or an object whose __iter__ starts anew"
+            )
+        self._synchronise()
+        self.module.eval()
+        self.wrapped.eval()
+        mean = float(accelerator.reduce(total, "sum")) / seen / accelerator.num_processes
+        if not math.isfinite(mean):
+            raise GraphpruneError(
+                f"the training loss of epoch {number + 1} is {mean}: lower lr, or give clip="
+            )
+        return mean, steps
+
+    def _batches(self, data: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        from accelerate.utils import send_to_device
+
+        with self.numbers.data():
+            batches = iter(data)
+        number = 0
+        while True:
+            with self.numbers.data():
+                batch = next(batches, _END)
+            if batch is _END:
+                return
+            yield send_to_device(pair(batch, number), self.accelerator.device)
+            number += 1
+
+    def _step(self, inputs: Any, targets: Any, size: int) -> Tensor:
+        """Gradients of one batch and the optimizer's step; this process's part of the batch's mean loss."""
+        accelerator, count = self.accelerator, self.accelerator.num_processes
+        outputs = call(self.wrapped, inputs)
+        value = self.loss(outputs, targets)
+        if self.distillation is not None:
+            value = self.distillation.loss(inputs, outputs, targets, value)
+        if size >= count:
+            value = value * (
+                samples(inputs) * count / size
+            )  # processes are averaged, parts may differ by one
+        for penalty in self.penalties:
+            value = value + penalty()
+        accelerator.backward(value)
+        if accelerator.sync_gradients:
+            for parameter in self.adapters if count > 1 else ():
+                if parameter.grad is not None:
+                    parameter.grad = accelerator.reduce(parameter.grad, "mean")
+            if self.clip is not None:
+                groups = self.optimizer.param_groups
+                accelerator.clip_grad_norm_([p for group in groups for p in group["params"]], self.clip)
+        self.optimizer.step()
+        return value.detach()
+
+    def _after(self) -> None:
+        if self.scheduler is not None and not self.optimizer.step_was_skipped:
+            self.scheduler.step()
+        for each in self.after_step:
+            each.step()
+        if self.after_step and self._parameters() != self._shapes:
+            self.release()  # what averages gradients was made for parameters of other shapes
+            self._wrap()
+            self.wrapped.train()
+
+    def _synchronise(self) -> None:
+        """Buffers of the first process for all: batch norm's statistics differ after the last step."""
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast
+
+            with torch.no_grad():
+                broadcast(list(self.module.buffers()))
+
+    def release(self) -> None:
+        """Take everything of Accelerate's off the module."""
+        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        for kept, mine in (
+            (self.accelerator._models, self.wrapped),
+            (self.accelerator._optimizers, self.optimizer),
+        ):
+            kept[:] = [each for each in kept if each is not mine]
+
+
+class _Nothing:
+    """Stands where there is no distillation to attach."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+_END = object()
+
+
+def _accelerator() -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtraError("accelerate", "train", "finetune") from error
+    return Accelerator()
+
+
+def _optimizer(module: nn.Module, distillation: Any, given: Any, lr: float) -> torch.optim.Optimizer:
+    """The optimizer, with the parameters of the distillation's adapters among its own."""
+    adapters = list(distillation.parameters()) if hasattr(distillation, "parameters") else []
+    if isinstance(given, torch.optim.Optimizer):
+        known = {id(p) for group in given.param_groups for p in group["params"]}
+        missing = [p for p in adapters if id(p) not in known]
+        if missing:
+            given.add_param_group({"params": missing})
+        return given
+    parameters = [p for p in module.parameters() if p.requires_grad] + adapters
+    if not parameters:
+        raise InputError("the module has no parameter that can be trained (requires_grad)")
+    return given(parameters) if given is not None else torch.optim.AdamW(parameters, lr)

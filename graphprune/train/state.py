@@ -1,0 +1,129 @@
+"""What a training run has done, what it needs to go on after a stop, and where its network came from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphprune.errors import InputError
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training run did.
+
+    Attributes:
+        losses: mean training loss of every epoch over its samples, penalties and distillation included.
+        scores: what ``evaluate`` gave after every epoch; empty without it.
+        steps: optimizer steps.
+    """
+
+    losses: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
+    steps: int = 0
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs are done."""
+        return len(self.losses)
+
+
+@dataclass(frozen=True)
+class State:
+    """A run after an epoch, as ``on_epoch`` gets it.
+
+    Attributes:
+        module: the network in eval mode, on the device it trains on; not wrapped.
+        optimizer: torch's own, not Accelerate's.
+        training: losses, scores and steps so far.
+        main: whether this is the process that should write files.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    training: Training
+    main: bool = True
+    _others: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return self.training.epochs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that ``finetune(…, resume=…)`` needs to go on as if it had not stopped; copies.
+
+        Tensors, numbers, strings, lists and dicts, as long as the states of the optimizer and of the
+        ``after_step`` objects hold nothing else: ``torch.load`` with ``weights_only=True`` reads it.
+        """
+        training = self.training
+        return copy.deepcopy(
+            {
+                "module": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "losses": list(training.losses),
+                "scores": list(training.scores),
+                "steps": training.steps,
+                **{name: _states(value) for name, value in self._others.items()},
+            }
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> State:
+        """Put a saved state back into the objects of this one; returns it with the saved figures."""
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        for name, value in self._others.items():
+            _restore(value, copy.deepcopy(state[name]), name)
+        saved = Training(tuple(state["losses"]), tuple(state["scores"]), state["steps"])
+        return replace(self, training=saved)
+
+
+class Home:
+    """The device a module was on, and its buffers: moving a module makes others, and a graph shares these."""
+
+    def __init__(self, module: nn.Module):
+        self.module, self.buffers = module, dict(module.named_buffers())
+        first = next(module.parameters(), next(module.buffers(), None))
+        self.device = None if first is None else first.device
+
+    def restore(self) -> None:
+        """Move it back, into the same buffers."""
+        for name, buffer in self.buffers.items():
+            path, _, leaf = name.rpartition(".")
+            owner = self.module.get_submodule(path)
+            now = owner._buffers.get(leaf)
+            if now is not None and now is not buffer and now.shape == buffer.shape:
+                with torch.no_grad():
+                    buffer.copy_(now)
+                owner._buffers[leaf] = buffer
+        if self.device is not None:
+            self.module.to(self.device)
+
+
+def _states(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_states(each) for each in value]
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    return value.state_dict() if hasattr(value, "state_dict") else None
+
+
+def _restore(value: Any, state: Any, name: str) -> None:
+    if isinstance(value, list):
+        if len(value) != len(state):
+            raise InputError(f"{name}: {len(value)} objects given, the saved run had {len(state)}")
+        for index, (each, saved) in enumerate(zip(value, state, strict=True)):
+            _restore(each, saved, f"{name}[{index}]")
+    elif state is None:
+        return
+    elif isinstance(value, torch.Generator):
+        value.set_state(state)
+    elif hasattr(value, "load_state_dict"):
+        value.load_state_dict(state)
+    else:
+        raise InputError(f"{name}: the saved run had a state for it, and {type(value).__name__} takes none")
