@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -40,11 +41,8 @@ class TracedModule(fx.GraphModule):
 
     def __init__(self, graph: Graph):
         self._source = graph
-        own = fx.Graph()
-        mapping: dict[fx.Node, fx.Node] = {}
-        for node in graph.fx.nodes:
-            mapping[node] = own.node_copy(node, lambda n: mapping[n])
-        super().__init__({**graph.tensors, **graph.bodies}, own, class_name="TracedModule")
+        root = {**graph.tensors, **graph.bodies}
+        super().__init__(root, _copied(graph.fx), class_name="TracedModule")
         for name in graph.tensors:
             if name not in graph.persistent and name not in dict(self.named_parameters()):
                 self._mark_non_persistent(name)
@@ -93,6 +91,34 @@ class TracedModule(fx.GraphModule):
         graph.tensors = {name: state[name] for name in graph.tensors}
         return graph
 
+    def become(self, graph: Graph) -> None:
+        """Take on another graph in place; the graph that this is the module of becomes that one, too.
+
+        Tensors that both have stay the same objects, so that an optimizer goes on with its parameters.
+
+        Args:
+            graph: a rewrite of :attr:`captured`; it gives its operators and tensors away.
+        """
+        training, gone = self.training, {*self._source.tensors, *self._source.tied}
+        source = self._source
+        for entry in fields(graph):
+            if not entry.name.startswith("_"):
+                setattr(source, entry.name, getattr(graph, entry.name))
+        source._typing = source._axes = source._dependencies = None
+        for name in gone - {*source.tensors, *source.tied}:
+            module, leaf = self._owner(name)
+            delattr(module, leaf)
+        for name, value in source.tensors.items():
+            self._put(name, value)
+        for alias, name in source.tied.items():
+            self._put(alias, source.tensors[name])
+        for name, body in source.bodies.items():
+            setattr(self, name, body)
+        self.graph = _copied(source.fx)
+        self.train(False)
+        if training:
+            self.train(True)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedModule:
         graph = self.captured
         graph.tensors = {k: clone_tensor(v) for k, v in graph.tensors.items()}
@@ -115,6 +141,14 @@ class TracedModule(fx.GraphModule):
             module = module._modules[part]  # type: ignore[assignment]
         return module, leaf
 
+    def _put(self, name: str, value: torch.Tensor) -> None:
+        """Set a parameter or buffer under its qualified name."""
+        module, leaf = self._owner(name)
+        if isinstance(value, torch.nn.Parameter) or leaf in module._buffers:
+            setattr(module, leaf, value)
+        else:
+            module.register_buffer(leaf, value, persistent=name in self._source.persistent)
+
     def _tie(self, alias: str, value: torch.Tensor) -> None:
         module, leaf = self._owner(alias)
         setattr(module, leaf, value)
@@ -122,6 +156,14 @@ class TracedModule(fx.GraphModule):
     def _mark_non_persistent(self, name: str) -> None:
         module, leaf = self._owner(name)
         module._non_persistent_buffers_set.add(leaf)
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    own = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        mapping[node] = own.node_copy(node, lambda n: mapping[n])
+    return own
 
 
 def _set_training(node: fx.Node, mode: bool) -> bool:

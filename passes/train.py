@@ -2,7 +2,8 @@
 
 A pass of Python only: the textual form can name it, but not carry the function. The function gets the
 network as a trainable ``nn.Module`` with the original's arguments and parameter names, in evaluation mode,
-and the number of the step; it may change parameters and buffers, not shapes. What it returns is ignored.
+and the number of the step; it may change parameters and buffers, not shapes, and put masks in
+(:class:`graphprune.train.Sparsify`). What it returns is ignored.
 
 >>> import torch, graphprune
 >>> graph = graphprune.trace(torch.nn.Linear(3, 2), torch.zeros(1, 3))
@@ -63,7 +64,7 @@ class Train(Pass):
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise PassError(self.name, f"after the function {name!r} is not finite: training diverged")
         changed = sum(
-            not torch.equal(value.detach(), graph.tensors[name].detach())
+            name not in graph.tensors or not torch.equal(value.detach(), graph.tensors[name].detach())
             for name, value in trained.tensors.items()
         )
         if not changed:

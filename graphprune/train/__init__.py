@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .finetune import finetune
 from .schedules import Constant, Cubic, Exponential, OneCycle, Polynomial, Schedule
+from .sparsify import Sparsify
 from .state import State, Training
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "OneCycle",
     "Polynomial",
     "Schedule",
+    "Sparsify",
     "State",
     "Training",
     "finetune",

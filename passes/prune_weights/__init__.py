@@ -90,7 +90,7 @@ class PruneWeights(Pass):
                 fit.
             PassError: gradients are asked for without a loss and without calibration inputs.
         """
-        pattern = self._pattern()
+        pattern = self.asked()
         found, notes = weights(graph, pattern, self.ignored, self.only)
         if not found:
             return PassResult(graph, False, (*notes, Note("refused", "", "there is no weight to prune")))
@@ -116,7 +116,7 @@ class PruneWeights(Pass):
             notes.append(Note("changed", name, f"{share:.1%} of {mask.numel():,} entries are zero"))
         return PassResult(result, True, (*notes, *said))
 
-    def _pattern(self) -> Pattern:
+    def asked(self) -> Pattern:
         """What the options ask for.
 
         Raises:
