@@ -1,7 +1,8 @@
 """What a graph costs: multiply-accumulates, parameters and bytes, per node and in total.
 
 MACs are counted for convolutions, linears, matrix products, attention and recurrent layers, at the
-sizes the graph was captured with (a symbolic batch counts as the batch of the examples).
+sizes the graph was captured with (a symbolic batch counts as the batch of the examples). Of a decision
+(``torch.cond``) the branch that costs most counts.
 """
 
 from __future__ import annotations
@@ -38,8 +39,25 @@ def cost(graph: Graph) -> Cost:
         nodes=sum(n.op == "call_function" for n in graph.fx.nodes),
         parameters=sum(p.numel() for p in graph.tensors.values() if _is_parameter(p)),
         bytes=sum(t.numel() * t.element_size() for t in graph.tensors.values()),
-        macs=sum(node_macs(n) for n in graph.fx.nodes),
+        macs=sum(node_macs(n) for n in graph.fx.nodes) + _branches(graph),
     )
+
+
+def _branches(graph: Graph) -> int:
+    """Multiply-accumulates of every ``torch.cond``: those of the branch that costs most."""
+    total = 0
+    for node in graph.find(torch.ops.higher_order.cond):
+        bodies = [getattr(argument, "target", "") for argument in node.args[1:3]]
+        sides = [graph.bodies[str(name)] for name in bodies if name in graph.bodies]
+        total += max((_body(side) for side in sides), default=0)
+    return total
+
+
+def _body(side: Any) -> int:
+    total = sum(node_macs(node) for node in side.graph.nodes)
+    for node in side.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond):
+        total += max(_body(getattr(side, str(argument.target))) for argument in node.args[1:3])
+    return total
 
 
 def _is_parameter(tensor: torch.Tensor) -> bool:

@@ -71,6 +71,7 @@ passes = Registry(
     {
         "clean-up": "graphprune.passes.clean_up:CleanUp",
         "correct-bias": "graphprune.passes.correct_bias:CorrectBias",
+        "early-exit": "graphprune.passes.early_exit:EarlyExit",
         "equalize": "graphprune.passes.equalize:Equalize",
         "fold-batch-norm": "graphprune.passes.fold_batch_norm:FoldBatchNorm",
         "fold-constants": "graphprune.passes.fold_constants:FoldConstants",
