@@ -81,6 +81,6 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo "setting up $(VENV): the tests' packages"
-	@$(PIP) -e '.[dev,draw,openvino,text,tvm,vision]' || \
-	  { echo "graphprune[dev,draw,openvino,text,tvm,vision] did not install; see the lines above" >&2; exit 1; }
+	@$(PIP) -e '.[dev,draw,openvino,text,train,tvm,vision]' || \
+	  { echo "graphprune[dev,draw,openvino,text,train,tvm,vision] did not install; see the lines above" >&2; exit 1; }
 	@touch $@

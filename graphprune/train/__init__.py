@@ -5,18 +5,34 @@ Each is an object that the loop calls: ``loss.backward(); optimizer.step(); prun
 
 from __future__ import annotations
 
+from .distill import (
+    AttentionTransfer,
+    Distillation,
+    Hint,
+    RelationalAngle,
+    RelationalDistance,
+    SimilarityPreserving,
+    SoftTargets,
+)
 from .finetune import finetune
 from .schedules import Constant, Cubic, Exponential, OneCycle, Polynomial, Schedule
 from .sparsify import Sparsify
 from .state import State, Training
 
 __all__ = [
+    "AttentionTransfer",
     "Constant",
     "Cubic",
+    "Distillation",
     "Exponential",
+    "Hint",
     "OneCycle",
     "Polynomial",
+    "RelationalAngle",
+    "RelationalDistance",
     "Schedule",
+    "SimilarityPreserving",
+    "SoftTargets",
     "Sparsify",
     "State",
     "Training",

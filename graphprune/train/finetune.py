@@ -214,6 +214,8 @@ class _Loop:
             self.scheduler.step()
         for each in self.after_step:
             each.step()
+        if self.after_step and hasattr(self.distillation, "attach"):
+            self.distillation.attach()  # a shrinker gives the module another graph
         if self.after_step and self._parameters() != self._shapes:
             self.release()  # what averages gradients was made for parameters of other shapes
             self._wrap()
