@@ -278,7 +278,7 @@ def _values(share: Share) -> Iterable[float]:
     return share.values() if isinstance(share, Mapping) else (share,)
 
 
-def _count(axis: Axis, share: Share, default: float) -> int:
+def count_of(axis: Axis, share: Share, default: float) -> int:
     """How many positions a limit means for an axis."""
     if isinstance(share, Mapping):
         share = next(
@@ -292,8 +292,8 @@ def _count(axis: Axis, share: Share, default: float) -> int:
 def _steps(graph: Graph, axis: Axis, ranking: Ranking, limits: Limits) -> list[Step]:
     """An axis's positions in steps: its sizes stay multiples of its alignment, not below its minimum."""
     step = _alignment(graph, axis, limits)
-    lowest = max(1, _count(axis, limits.minimum, 0.0))
-    highest = _count(axis, limits.maximum, 1.0)
+    lowest = max(1, count_of(axis, limits.minimum, 0.0))
+    highest = count_of(axis, limits.maximum, 1.0)
     first = (axis.size - 1) // step * step
     steps, gone = [], 0
     for width in range(first, 0, -step):

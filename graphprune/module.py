@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .errors import InputError
 from .graph import Graph, clone_tensor
 
 aten = torch.ops.aten
@@ -156,6 +157,15 @@ class TracedModule(fx.GraphModule):
     def _mark_non_persistent(self, name: str) -> None:
         module, leaf = self._owner(name)
         module._non_persistent_buffers_set.add(leaf)
+
+
+def require_traced(module: object) -> None:
+    """Raise :class:`InputError` unless ``module`` is a traced one."""
+    if not isinstance(module, TracedModule):
+        raise InputError(
+            f"what is trained here is a traced network, not a {type(module).__name__}; make one with "
+            "graphprune.trace(model, example_inputs).module, or take result.module"
+        )
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:

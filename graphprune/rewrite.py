@@ -133,12 +133,30 @@ def shrink(graph: Graph, masks: Mapping[Atom, np.ndarray]) -> Graph:
     return small
 
 
+def kept_positions(graph: Graph, plan: Plan) -> dict[str, tuple[torch.Tensor | None, ...]]:
+    """Tensor name → for every dimension the positions ``[kept]`` that a plan leaves, ``None`` for all.
+
+    Raises:
+        AxisError: the plan was made for another network.
+    """
+    masks = keep_masks(graph, plan)
+    return {
+        name: tuple(_kept(term, masks) for term in graph.typing.tensors[name])
+        for name in graph.tensors
+        if name in graph.typing.tensors
+    }
+
+
+def _kept(term: Term, masks: Mapping[Atom, np.ndarray]) -> torch.Tensor | None:
+    keep = mask(term, masks) if _touched(term, masks) else None
+    return None if keep is None or keep.all() else torch.from_numpy(np.flatnonzero(keep))
+
+
 def _slice(value: torch.Tensor, dims: Dims, masks: Mapping[Atom, np.ndarray]) -> torch.Tensor:
     for dim, term in enumerate(dims):
-        keep = mask(term, masks) if _touched(term, masks) else None
-        if keep is not None and not keep.all():
-            where = torch.from_numpy(np.flatnonzero(keep)).to(value.device)
-            value = value.detach().index_select(dim, where)
+        where = _kept(term, masks)
+        if where is not None:
+            value = value.detach().index_select(dim, where.to(value.device))
     return value
 
 

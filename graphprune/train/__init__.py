@@ -16,6 +16,7 @@ from .distill import (
 )
 from .finetune import finetune
 from .schedules import Constant, Cubic, Exponential, OneCycle, Polynomial, Schedule
+from .shrink import Shrink, remove
 from .sparsify import Sparsify
 from .state import State, Training
 
@@ -31,10 +32,12 @@ __all__ = [
     "RelationalAngle",
     "RelationalDistance",
     "Schedule",
+    "Shrink",
     "SimilarityPreserving",
     "SoftTargets",
     "Sparsify",
     "State",
     "Training",
     "finetune",
+    "remove",
 ]

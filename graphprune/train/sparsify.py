@@ -37,7 +37,7 @@ from torch.optim import Optimizer
 
 from ..errors import InputError
 from ..graph import Graph
-from ..module import TracedModule
+from ..module import TracedModule, require_traced
 from ..notes import Note
 from ..sparsity.patterns import NofM, Pattern
 from . import optimizer_state
@@ -265,16 +265,10 @@ class Sparsify:
                     "backward() and zero_grad()"
                 )
             known = self._slopes.get(name)
-            self._slopes[name] = slope.clone() if known is None else known.add_(slope)
-
-
-def require_traced(module: object) -> None:
-    """Raise :class:`InputError` unless ``module`` is a traced one."""
-    if not isinstance(module, TracedModule):
-        raise InputError(
-            f"what is trained here is a traced network, not a {type(module).__name__}; make one with "
-            "graphprune.trace(model, example_inputs).module, or take result.module"
-        )
+            # A weight that lost channels meanwhile starts again: the sum was over another network.
+            if known is None or known.shape != slope.shape:
+                known = torch.zeros_like(slope)
+            self._slopes[name] = known + slope
 
 
 def _share(result: Graph, graph: Graph, names: Any) -> None:
