@@ -20,7 +20,7 @@ torch.Size([1, 2])
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ import torch
 
 from . import atomic, structure, versions
 from .backend import Lowered, Runner, TensorSpec
-from .contents import MANIFEST, MEASUREMENTS, REPORT, Contents, entry, read
+from .contents import MANIFEST, MEASUREMENTS, REPORT, STORED, Contents, alone, entry, read
 from .errors import ArtifactError, BackendError, InputError, RecipeError
-from .manifest import FORMAT, check, escapes, seal, spec_json, target_json, unseal
+from .manifest import COMPRESSED, FORMAT, check, deployed, escapes, seal, spec_json, target_json, unseal
 from .reference import REFERENCE
 from .registry import backends
 from .signature import Signature
@@ -47,9 +47,10 @@ def save(
     pipeline: str = "",
     metrics: Mapping[str, Any] | None = None,
     measurements: Mapping[str, Any] | None = None,
-    report_html: str | None = None,
+    report_html: str | Callable[[Mapping[str, int]], str] | None = None,
     reference: bytes | None = None,
     overwrite: bool = False,
+    compress: str | None = None,
 ) -> Path:
     """Write an artifact in one step: afterwards the directory holds it whole, or is as it was.
 
@@ -62,31 +63,30 @@ def save(
         metrics: JSON values that follow from the input alone (MACs, parameters, certificates).
         measurements: JSON values that differ from run to run (latency); they and the report stay out of
             the files that are equal for equal input.
-        report_html: the report.
+        report_html: the report, or what makes it from the bytes of each deployment file as it is stored.
         reference: what the artifact should answer (:mod:`.reference`). It is computed by PyTorch on this
             host, so its last bits differ from host to host, and it stands with what differs.
         overwrite: replace an artifact that is there. Anything else is never replaced.
+        compress: ``"zstd"`` stores the runtime's files in one compressed file (:mod:`.compact`), which runs
+            on its own, too.
 
     Returns:
         The directory's absolute path.
 
     Raises:
         ArtifactError: the directory holds something else, or cannot be written.
+        InputError: there is no such compression.
+        MissingExtraError: ``zstandard`` is not installed.
     """
+    if compress not in (None, "zstd"):
+        raise InputError(f"compress={compress!r} is not known; give 'zstd', or None")
     place = _place(directory)
-    volatile: dict[str, bytes] = {}
-    if report_html is not None:
-        volatile[REPORT] = report_html.encode()
-    if reference is not None:
-        volatile[REFERENCE] = reference
-    if volatile or measurements:
-        volatile |= _measured(measurements or {}, volatile)
-    reserved = {MANIFEST, MEASUREMENTS, REPORT, REFERENCE}
+    reserved = {MANIFEST, MEASUREMENTS, REPORT, REFERENCE, STORED}
     bad = [name for name in lowered.files if name in reserved or escapes(name)]
     if bad:
         raise ArtifactError(f"backend {lowered.backend!r} names files that an artifact cannot hold: {bad}")
     manifest = {
-        "format": FORMAT,
+        "format": COMPRESSED if compress else FORMAT,
         "graphprune": version("graphprune"),
         "versions": dict(lowered.versions),
         "backend": lowered.backend,
@@ -99,9 +99,19 @@ def save(
         "metrics": dict(metrics or {}),
         "notes": list(lowered.notes),
         "files": {name: entry(content) for name, content in lowered.files.items()},
-        "volatile": sorted(volatile),
     }
-    files = {**lowered.files, MANIFEST: seal(manifest), **volatile}
+    stored = {STORED: alone(manifest, lowered.files)} if compress else dict(lowered.files)
+    if compress:
+        manifest["stored"] = {name: entry(content) for name, content in stored.items()}
+    volatile: dict[str, bytes] = {}
+    if report_html is not None:
+        sizes = {name: len(content) for name, content in stored.items()}
+        volatile[REPORT] = (report_html if isinstance(report_html, str) else report_html(sizes)).encode()
+    if reference is not None:
+        volatile[REFERENCE] = reference
+    if volatile or measurements:
+        volatile |= _measured(measurements or {}, volatile)
+    files = {**stored, MANIFEST: seal({**manifest, "volatile": sorted(volatile)}), **volatile}
     try:
         _refuse(place, overwrite)
         atomic.write(place, files)
@@ -130,7 +140,7 @@ def rewrite(contents: Contents, measurements: Mapping[str, Any], others: Mapping
         _refuse(place, overwrite=True)
         manifest = (place / MANIFEST).read_bytes()
         atomic.write(
-            place, {**contents.files, MANIFEST: manifest, **others, **_measured(measurements, others)}
+            place, {**contents.stored, MANIFEST: manifest, **others, **_measured(measurements, others)}
         )
     except OSError as error:
         raise ArtifactError(f"cannot write the artifact {place}: {error.strerror or error}") from error
@@ -146,7 +156,7 @@ def load(directory: str | Path, threads: int | None = None) -> LoadedArtifact:
     """Open an artifact, after every file in it was checked.
 
     Args:
-        directory: what :func:`save` wrote.
+        directory: what :func:`save` wrote, or the compressed file out of it.
         threads: intra-operator threads of the runtime; ``None`` leaves its default.
 
     Raises:
@@ -277,7 +287,7 @@ def _refuse(place: Path, overwrite: bool) -> None:
         raise ArtifactError(
             f"{place} is not empty and not an artifact, so it is not replaced; give another directory"
         ) from error
-    foreign = sorted(there - {MANIFEST, *manifest["files"], *manifest["volatile"]})
+    foreign = sorted(there - {MANIFEST, *deployed(manifest), *manifest["volatile"]})
     if foreign:
         raise ArtifactError(
             f"{place} also holds {', '.join(foreign)}; move that away, or give another directory"

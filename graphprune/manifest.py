@@ -20,6 +20,8 @@ from .errors import ArtifactError, TargetError
 from .target import Target, known
 
 FORMAT = 1
+COMPRESSED = 2
+"""The format of a manifest whose files are stored in one compressed file, which says so as ``stored``."""
 AGAIN = "restore the artifact or build it again"
 
 
@@ -60,9 +62,9 @@ def unseal(content: bytes, name: str) -> dict[str, Any]:
     written = document.get("format")
     if type(written) is not int or written < 1:
         raise ArtifactError(f"{name} has no format version; this is not an artifact of graphprune")
-    if written > FORMAT:
+    if written > COMPRESSED:
         raise ArtifactError(
-            f"{name} has format {written}, this graphprune reads up to {FORMAT}; upgrade graphprune"
+            f"{name} has format {written}, this graphprune reads up to {COMPRESSED}; upgrade graphprune"
         )
     body = {key: value for key, value in document.items() if key != "checksum"}
     try:
@@ -104,7 +106,10 @@ def target_of(document: Mapping[str, Any]) -> Target:
 
 def check(manifest: Mapping[str, Any]) -> None:
     """Raise an ArtifactError that says which field of a manifest is not what it should be."""
+    optional = {"stored"} if manifest["format"] < COMPRESSED else set()
     for field, (fits, wanted) in _FIELDS.items():
+        if field in optional and field not in manifest:
+            continue
         if field not in manifest:
             raise ArtifactError(f"manifest.json has no {field!r}; build the artifact again")
         if not fits(manifest[field]):
@@ -117,6 +122,12 @@ def check(manifest: Mapping[str, Any]) -> None:
                 f"manifest.json: {field!r} names slots {numbers}, but there are {count} of them; "
                 "build the artifact again"
             )
+
+
+def deployed(manifest: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The deployment files as they are stored: name → hash and bytes."""
+    stored: Mapping[str, Mapping[str, Any]] = manifest.get("stored") or manifest["files"]
+    return stored
 
 
 def _strings(value: Any) -> bool:
@@ -153,7 +164,7 @@ def _is_target(value: Any) -> bool:
         return False
     kinds = {"name": str, "arch": str, "backend": str, "channel_alignment": int, "linear_alignment": int,
              "portable": bool, "providers": list}  # fmt: skip
-    newer = {"processor": str, "features": list}  # an artifact of an older version has none
+    newer = {"processor": str, "features": list, "floats": str}  # an artifact of an older version has none
     asked = {**kinds, **{key: kind for key, kind in newer.items() if key in value}}
     if set(value) != set(asked) or any(type(value[key]) is not kind for key, kind in asked.items()):
         return False
@@ -214,4 +225,5 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "notes": (_strings, "a list of texts"),
     "files": (_is_files, "an object of files with their hashes"),
     "volatile": (_strings, "a list of file names"),
+    "stored": (lambda v: _is_files(v) and len(v) == 1, "one file with its hash"),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,14 @@ class Result:
         """
         return self.deployment.audit()
 
-    def save(self, directory: str | Path, *, overwrite: bool = False, reference: bool = True) -> Path:
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        overwrite: bool = False,
+        reference: bool = True,
+        compress: str | None = None,
+    ) -> Path:
         """Write the artifact: the runtime's files, ``manifest.json``, ``report.html`` and the reference.
 
         Args:
@@ -87,18 +95,26 @@ class Result:
             overwrite: replace an artifact that is there.
             reference: store the example inputs and what the graph answers to them, so that the directory
                 can be verified alone (:mod:`graphprune.reference`). Leave it out where they are secret.
+            compress: ``"zstd"`` stores the runtime's files in one compressed file, ``artifact.gpz``, which
+                loads on its own, too; what is loaded is the same, bit for bit.
 
         Returns:
             The directory's absolute path; ``graphprune.load`` opens it.
 
         Raises:
             ArtifactError: the directory holds something that must not be replaced, or cannot be written.
+            InputError: there is no such compression.
+            MissingExtraError: ``zstandard`` is not installed.
         """
         from .artifact import save
         from .reference import make
 
         stored, reason = make(self.graph) if reference else (None, "left out: reference=False")
         measurements = self.report.measurements() | ({"no_reference": reason} if reason else {})
+
+        def html(stored: Mapping[str, int]) -> str:
+            return replace(self.report, files={**self.report.files, **stored}).html
+
         return save(
             directory,
             self.deployment.lowered,
@@ -107,7 +123,8 @@ class Result:
             pipeline=self.report.pipeline,
             metrics=self.report.metrics(),
             measurements=measurements,
-            report_html=self.report.html,
+            report_html=html,
             reference=stored,
             overwrite=overwrite,
+            compress=compress,
         )

@@ -36,7 +36,8 @@ class StripMasks(Pass):
         if not found:
             return PassResult(graph, False, (Note("info", "", "no weight has a mask"),))
         result = graph.copy()
-        result.set_tensors({n: graph.tensors[n].detach() * graph.tensors[m] for n, m in found.items()})
+        # A negative weight times zero is -0.0; adding zero makes it the zero that all others are.
+        result.set_tensors({n: graph.tensors[n].detach() * graph.tensors[m] + 0.0 for n, m in found.items()})
         notes = []
         for name, mask in found.items():
             product = product_of(result, name)

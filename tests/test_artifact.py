@@ -323,8 +323,8 @@ def test_links_that_lead_outside_are_not_followed(write, tmp_path):
 
 def test_newer_formats_say_upgrade(write):
     directory = write()
-    edit(directory, lambda m: m.update(format=2))
-    with pytest.raises(ArtifactError, match=r"format 2.*reads up to 1.*upgrade"):
+    edit(directory, lambda m: m.update(format=3))
+    with pytest.raises(ArtifactError, match=r"format 3.*reads up to 2.*upgrade"):
         artifact.load(directory)
 
 

@@ -27,7 +27,10 @@ HEAVY = (
 
 # Left to right; a module imports from its own layer and from those before it. A new module has a line here.
 LAYERS = {
-    "base": ("errors", "notes", "integers", "target", "signature", "structure", "atomic", "threads", "cache"),
+    "base": (
+        "errors", "notes", "integers", "target", "signature", "structure", "atomic", "threads", "cache",
+        "compact",
+    ),
     "capture": (
         "graph", "graph_text", "batch", "functionalize", "module", "training", "inputs", "declared_inputs",
         "capture", "original", "cost", "provenance", "removal", "calibration",
@@ -47,8 +50,8 @@ LAYERS = {
     ),
     "train": ("train",),
     "front": (
-        "report", "result", "precision", "pruning", "building", "api", "input_text", "sources", "recipe",
-        "gates", "emulation", "proof", "cli",
+        "report", "result", "precision", "pruning", "building", "measured", "api", "input_text", "sources",
+        "recipe", "gates", "emulation", "proof", "cli",
     ),
 }  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

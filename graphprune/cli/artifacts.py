@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifact import MANIFEST, load
+from ..artifact import opened
 from ..backend import Lowered
+from ..contents import read
 from ..errors import BackendError
-from ..manifest import check, unseal
 from ..registry import backends
 from ..report import AuditSummary
 from ..report.sections import Section, audit_sections, size_text
@@ -48,20 +48,15 @@ def describe(directory: Path) -> Description:
     Raises:
         ArtifactError: it is incomplete, altered or of a newer format.
     """
+    contents = read(directory)
+    manifest = dict(contents.manifest)
     try:
-        artifact = load(directory)
+        artifact = opened(contents)
     except BackendError as error:
         # What cannot run here can still be read.
-        manifest = unseal((directory / MANIFEST).read_bytes(), MANIFEST)
-        check(manifest)
-        return Description(directory, manifest, {}, None, str(error))
-    manifest = dict(artifact.manifest)
+        return Description(directory, manifest, contents.measurements, None, str(error))
     lowered = Lowered(
-        manifest["backend"],
-        {name: (artifact.directory / name).read_bytes() for name in manifest["files"]},
-        artifact.inputs,
-        artifact.outputs,
-        manifest["versions"],
+        manifest["backend"], contents.files, artifact.inputs, artifact.outputs, manifest["versions"]
     )
     audit = backends.load(manifest["backend"])().audit(lowered, artifact.target)
     return Description(
@@ -84,9 +79,8 @@ def sections(found: Description) -> Iterator[Section]:
         *(("on this host", note) for note in found.notes),
     ]
     yield Section("artifact", ("", ""), tuple(rows))
-    files = tuple(
-        (name, size_text(entry["bytes"]), entry["sha256"]) for name, entry in manifest["files"].items()
-    )
+    listed = [*manifest["files"].items(), *manifest.get("stored", {}).items()]
+    files = tuple((name, size_text(entry["bytes"]), entry["sha256"]) for name, entry in listed)
     yield Section("files", ("file", "size", "SHA-256"), files, frozenset({1}))
     if found.audit is not None:
         yield from audit_sections(found.audit, full=True)

@@ -41,7 +41,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Show a model's graph and costs, or an artifact's manifest and what its runtime executes."""
-    if (Path(source) / MANIFEST).is_file():
+    if (Path(source) / MANIFEST).is_file() or source.endswith(".gpz"):
         if frozen or explain or draw:
             raise InputError(
                 f"{source} is an artifact, whose axes are gone; --frozen, --explain and --draw need a model"

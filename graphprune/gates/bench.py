@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from .. import atomic
-from ..artifact import MANIFEST, LoadedArtifact, load
+from ..artifact import LoadedArtifact, load
 from ..backend import Lowered, TensorSpec, integer_share
+from ..contents import read as read_artifact
 from ..errors import BackendError, InputError
-from ..manifest import check as check_manifest
-from ..manifest import target_of, unseal
+from ..manifest import deployed
 from ..measure import Timing, ratio
 from ..registry import backends
 from ..sittings import Factories
@@ -46,19 +45,16 @@ class Side:
             opened = load(directory, threads)
         except BackendError as error:
             # Its files were found intact before its runtime was asked.
-            path = atomic.standing(Path(directory)) / MANIFEST
-            manifest = unseal(path.read_bytes(), str(path))
-            check_manifest(manifest)
-            target = target_of(manifest["target"])
-            if runs and target.runs_here:
+            contents = read_artifact(directory)
+            if runs and contents.target.runs_here:
                 raise
-            return Side(str(directory), manifest, target, None, str(error))
+            return Side(str(directory), contents.manifest, contents.target, None, str(error))
         return Side(str(directory), opened.manifest, opened.target, opened)
 
     @property
     def bytes(self) -> int:
-        """Of the deployment files."""
-        return sum(entry["bytes"] for entry in self.manifest["files"].values())
+        """Of the deployment files, as they are stored."""
+        return sum(entry["bytes"] for entry in deployed(self.manifest).values())
 
     @property
     def elsewhere(self) -> str:
@@ -237,8 +233,7 @@ def _opened(side: Side, threads: int | None, call: Call) -> Callable[[], Any]:
 
 def _audit(artifact: LoadedArtifact) -> dict[str, int]:
     """Precision → multiply-accumulates, of what the runtime executes."""
-    manifest = artifact.manifest
-    files = {name: (artifact.directory / name).read_bytes() for name in manifest["files"]}
+    manifest, files = artifact.manifest, read_artifact(artifact.directory).files
     lowered = Lowered(manifest["backend"], files, artifact.inputs, artifact.outputs, manifest["versions"])
     return backends.load(manifest["backend"])().audit(lowered, artifact.target).macs
 
