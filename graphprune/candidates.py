@@ -165,7 +165,7 @@ class Candidates:
         limits = limits or Limits()
         if scope not in SCOPES:
             raise InputError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
-        axes = _allowed(graph, limits)
+        axes = allowed(graph, limits)
         ranked = rank(graph, axes, importance, seed, data)
         steps = {axis.name: _steps(graph, axis, ranked[axis.name], limits) for axis in axes}
         kinds = {axis.name: _kind(graph, axis) for axis in axes} if scope == "isomorphic" else {}
@@ -249,7 +249,12 @@ def _kind(graph: Graph, axis: Axis) -> Hashable:
     return frozenset(places)
 
 
-def _allowed(graph: Graph, limits: Limits) -> list[Axis]:
+def allowed(graph: Graph, limits: Limits) -> list[Axis]:
+    """The axes that may lose positions: exact ones (or all that are not frozen) that no name keeps out.
+
+    Raises:
+        InputError: a name matches nothing.
+    """
     axes = [a for a in graph.axes.prunable if a.kind == "exact" or limits.statistical]
     for what in ("ignored", "only"):
         for pattern in getattr(limits, what):
@@ -279,7 +284,7 @@ def _values(share: Share) -> Iterable[float]:
 
 
 def count_of(axis: Axis, share: Share, default: float) -> int:
-    """How many positions a limit means for an axis."""
+    """How many positions a limit means for an axis; ``default`` where it is a mapping without it."""
     if isinstance(share, Mapping):
         share = next(
             (value for pattern, value in share.items() if _matches(axis, pattern, members=False)), default

@@ -176,12 +176,12 @@ class PruneLayers(Pass):
         blocks = residual_blocks(current)
         if current is graph:
             for pattern in self.ignored:
-                if not any(_matches(b, pattern) for b in blocks):
+                if not any(matches(b, pattern) for b in blocks):
                     raise InputError(f"ignored name {pattern!r} matches no residual block's sum or module")
         groups: dict[str, list[Block]] = {}
         for block in blocks:
             groups.setdefault(block.layer if self.whole else block.add, []).append(block)
-        kept = (g for g in groups.values() if not any(_matches(b, p) for b in g for p in self.ignored))
+        kept = (g for g in groups.values() if not any(matches(b, p) for b in g for p in self.ignored))
         return [tuple(group) for group in kept]
 
     def _unreachable(
@@ -199,7 +199,8 @@ class PruneLayers(Pass):
         )
 
 
-def _matches(block: Block, pattern: object) -> bool:
+def matches(block: Block, pattern: object) -> bool:
+    """Whether a name or glob is that of a block's sum, or of a module around it."""
     parts = block.module.split(".")
     around = {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
     return any(fnmatchcase(name, str(pattern)) for name in {block.add, *around} - {""})

@@ -15,10 +15,12 @@ from .distill import (
     SoftTargets,
 )
 from .finetune import finetune
+from .regularize import GroupLasso, Growing, Slimming
 from .schedules import Constant, Cubic, Exponential, OneCycle, Polynomial, Schedule
 from .shrink import Shrink, remove
 from .sparsify import Sparsify
 from .state import State, Training
+from .stochastic_depth import StochasticDepth
 
 __all__ = [
     "AttentionTransfer",
@@ -26,6 +28,8 @@ __all__ = [
     "Cubic",
     "Distillation",
     "Exponential",
+    "GroupLasso",
+    "Growing",
     "Hint",
     "OneCycle",
     "Polynomial",
@@ -34,9 +38,11 @@ __all__ = [
     "Schedule",
     "Shrink",
     "SimilarityPreserving",
+    "Slimming",
     "SoftTargets",
     "Sparsify",
     "State",
+    "StochasticDepth",
     "Training",
     "finetune",
     "remove",
