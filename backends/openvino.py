@@ -27,11 +27,12 @@ from graphprune.target import Target
 
 
 class OpenVino:
-    """Lowers through ``torch.onnx`` and runs with ``openvino`` on the CPU, floats in float32."""
+    """Lowers through ``torch.onnx`` and runs with ``openvino`` on the CPU, float32 as the target allows."""
 
     name: ClassVar[str] = "openvino"
     extra: ClassVar[str | None] = "openvino"
     integers: ClassVar[Scheme | None] = OPENVINO
+    floats: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")
 
     def lower(self, graph: Graph, target: Target) -> Lowered:
         """The graph as ``model.xml`` and ``model.bin``; equal graphs give equal bytes.
@@ -54,7 +55,7 @@ class OpenVino:
         edges = _edges(graph)
         exported = export(rounded_once(graph), target, self.name)
         half = any(value.dtype == torch.bfloat16 for value in graph.tensors.values())
-        files, inner = convert(exported.files, "bf16" if half else "f32")
+        files, inner = convert(exported.files, "bf16" if half or target.floats == "bfloat16" else "f32")
         said = exported.notes if not half else tuple(n for n in exported.notes if "bfloat16" not in n)
         versions = {k: v for k, v in exported.versions.items() if k != "onnxruntime"}
         return replace(

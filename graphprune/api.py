@@ -13,29 +13,28 @@ True
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 
-from .building import Builder, Built
+from .building import Builder
 from .calibration import replayed
-from .choice import Contestant, fastest, opener
 from .cost import cost
 from .graph import Graph, clone_tensor
-from .inputs import undisturbed
 from .instruments import Recorder
-from .lowering import Calls, Deployment, candidates, flat_calls, unmeasurable
-from .measure import interleaved, ratio
+from .lowering import Calls, Deployment, candidates, flat_calls
+from .measured import kept, latency_of, not_measured, slower_in_integers
 from .original import Original, at
 from .pipeline import Context, Pipeline
 from .plan import Plan
+from .precision import around
 from .pruning import Pruning, planned
-from .report import AuditSummary, Latency, Report
+from .report import AuditSummary, Report
 from .result import Result
 from .target import Target, get
 from .verify import Certificate, compare, require
@@ -144,7 +143,8 @@ def optimize(
         schedule: ``constant``, ``linear``, ``polynomial`` or ``exponential`` (:mod:`graphprune.schedule`).
         callback: ``(module, step) -> anything``, the caller's training after each step, from 1.
         precision: ``int8``, ``int8-dynamic``, ``int8-weights``, ``int4-weights``, ``bfloat16`` or
-            ``float16``, after any pruning (:mod:`graphprune.precision`); ``None`` keeps the model's.
+            ``float16``, after any pruning; ``int8+bfloat16`` lets the runtime compute in bfloat16 what is
+            left in float (:mod:`graphprune.precision`). ``None`` keeps the model's.
         max_drop: with ``evaluate``, how much of its score may be lost (0.01 is one point of an accuracy);
             what costs more in int8 stays in float.
         allow_float: do not fail where the runtime computes in float what the graph has in integers.
@@ -170,6 +170,8 @@ def optimize(
         BackendError: the runtime cannot lower the graph.
     """
     goal = get(target)
+    if around(precision) != "float32":
+        goal = replace(goal, floats=around(precision))
     pruning = Pruning(
         {"macs": macs, "params": params, "bytes": bytes, "latency": latency},
         importance, repair, steps, schedule, callback, precision, max_drop,
@@ -195,10 +197,10 @@ def optimize(
             None if dump is None else Path(dump),
         )  # fmt: skip
         built = builder.build(tried)
-        chosen, contestants = _chosen(built, next(iter(calls.values())), measured, threads, rounds, say)
+        chosen, contestants = kept(built, next(iter(calls.values())), measured, threads, rounds, say)
         final, deployment = chosen.final, chosen.deployment
         certificates |= chosen.certificates
-        timing = _latency(original, deployment, final.graph.floating, measure, threads, rounds, say)
+        timing = latency_of(original, deployment, final.graph.floating, measure, threads, rounds, say)
     report = Report(
         model=original.name,
         target=deployment.target,
@@ -222,9 +224,9 @@ def optimize(
             *deployment.notes,
             *_runner_notes(deployment),
             *builder.refused,
-            *_not_measured(backend, measured, chosen.name, goal),
+            *not_measured(backend, measured, chosen.name, goal),
             *_vacuous(references),
-            *_slower_in_integers(timing),
+            *slower_in_integers(timing),
             *_switched_off(verify),
         ),
     )
@@ -232,31 +234,6 @@ def optimize(
     if final.graph is final.trainable:
         lowered = trainable
     return Result(lowered, trainable, deployment, report)
-
-
-def _chosen(
-    built: Sequence[Built],
-    flat: Sequence[torch.Tensor],
-    measured: bool,
-    threads: int | None,
-    rounds: int,
-    say: Callable[[str], None],
-) -> tuple[Built, tuple[Contestant, ...]]:
-    """The fastest artifact, or the first where nothing is measured."""
-    if not measured or len(built) == 1:
-        return built[0], ()
-    say(f"measure {', '.join(one.name for one in built)}")
-    openers = {one.name: opener(one.deployment, flat, threads) for one in built}
-    contestants = fastest(openers, threads=threads, rounds=rounds)
-    chosen = next(contestant.backend for contestant in contestants if contestant.chosen)
-    return next(one for one in built if one.name == chosen), contestants
-
-
-def _not_measured(backend: str, measured: bool, name: str, target: Target) -> tuple[str, ...]:
-    """Of several backends the first was taken, as none can be timed on this host."""
-    if measured or target.runs_here or (backend != "auto" and "," not in backend):
-        return ()
-    return (f"backend {backend!r} is {name}: the target is {target.arch}, so none was measured here",)
 
 
 def _runner_notes(deployment: Deployment) -> tuple[str, ...]:
@@ -293,48 +270,6 @@ def _captured(graph: Graph, calls: Calls, references: Calls) -> dict[str, Certif
         what = "the captured graph does not reproduce the model"
         certificates[f"capture against original{at(title)}"] = require(certificate, what)
     return certificates
-
-
-def _latency(
-    original: Original,
-    deployment: Deployment,
-    floating: Graph | None,
-    wanted: bool,
-    threads: int | None,
-    rounds: int,
-    say: Callable[[str], None],
-) -> Latency:
-    """The original in eager mode, the artifact and, if that has integers, its graph in float, in turn."""
-    reason = unmeasurable(deployment) if wanted else "not measured: measure=False"
-    runner = deployment.runner
-    if reason or runner is None:
-        return Latency(threads=threads, reason=reason)
-    say("measure latency")
-    args, kwargs = original.example
-    flat = original.graph.signature.flatten(args, kwargs)
-    contestants = {"original": lambda: original.model(*args, **kwargs), "artifact": lambda: runner(*flat)}
-    if floating is not None:
-        float_runner = deployment.reopened(floating, threads)
-        contestants["unrounded"] = lambda: float_runner(*flat)
-    with undisturbed(original.model):
-        timings = interleaved(contestants, rounds=rounds, threads=threads)
-    eager, artifact, unrounded = timings["original"], timings["artifact"], timings.get("unrounded")
-    gain = None if unrounded is None else ratio(unrounded, artifact)
-    return Latency(eager, artifact, ratio(eager, artifact), unrounded, gain, threads, _host())
-
-
-def _slower_in_integers(timing: Latency) -> tuple[str, ...]:
-    """Integers that cost time instead of saving it."""
-    if timing.gain is None or timing.gain.high >= 1:
-        return ()
-    return (
-        f"on this host the artifact takes {1 / timing.gain.median:.2f} times as long as the same network in "
-        "float: leave precision out, or keep operators that do not pay in float with quantize{ignored=…}",
-    )
-
-
-def _host() -> str:
-    return f"{platform.machine()} with {os.cpu_count()} cores"
 
 
 def _owned(*graphs: Graph, captured: Graph) -> list[Graph]:

@@ -119,6 +119,8 @@ class Backend(Protocol):
         name: the registry's.
         extra: of this package, that installs the runtime; ``None`` where the core does.
         integers: what it runs in integers, in place of what a target by name says; ``None`` leaves that.
+        floats: what it can compute in where the graph has float32 (:attr:`Target.floats`); float32 where a
+            backend does not have this attribute.
     """
 
     name: ClassVar[str]

@@ -2,7 +2,8 @@
 
 What is timed is what was built, on the caller's example inputs and number of threads; everything is opened
 anew in every sitting (:mod:`graphprune.sittings`). The first candidate is the target's default, and stays
-where another one's advantage is within the spread: a build should not change its runtime with the weather.
+where another one's advantage is small and within the spread: a build should not change its runtime with the
+weather.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .sittings import in_sittings
 
 SITTINGS = 2
 TURN = 0.02  # seconds
+SMALL = 1.05  # what two openings of one artifact differ by
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def fastest(
     """
     timings = measure(openers, rounds=rounds, sittings=SITTINGS, turn=TURN, threads=threads)
     names = sorted(openers, key=lambda name: timings[name].median_ms)
-    chosen = next(name for name in openers if ratio(timings[name], timings[names[0]]).low <= 1)
+    behind = {name: ratio(timings[name], timings[names[0]]) for name in openers}
+    chosen = next(name for name in openers if behind[name].low <= 1 and behind[name].median <= SMALL)
     return tuple(
         Contestant(name, timings[name], ratio(timings[name], timings[chosen]), name == chosen)
         for name in names

@@ -41,8 +41,9 @@ class Deployment:
     notes: tuple[str, ...] = ()
 
     def reopened(self, graph: Graph, threads: int | None) -> Runner:
-        """Another graph, lowered and opened the same way, to be measured beside this one."""
-        return opened(self.backend, self.backend.lower(graph, self.target), self.target, threads)
+        """Another graph, lowered and opened the same way, floats as they are, to be measured beside it."""
+        target = replace(self.target, floats="float32")
+        return opened(self.backend, self.backend.lower(graph, target), target, threads)
 
     def audit(self) -> Audit:
         """What the runtime executes.
@@ -105,15 +106,24 @@ def deploy(
     """
     lowered = backend.lower(graph, target)
     reason = backend.unrunnable(target)
+    notes = _unused(backend, target)
     if reason:
-        return Deployment(backend, lowered, target, None, reason, notes=(f"artifact not run here: {reason}",))
+        said = (*notes, f"artifact not run here: {reason}")
+        return Deployment(backend, lowered, target, None, reason, notes=said)
     runner = opened(backend, lowered, target, threads)
     certificates = {}
     if verify:
         for title, flat in calls.items():
             what = f"the {backend.name} artifact does not reproduce its graph ({title})"
             certificates[title] = proved(graph, runner, flat, what)
-    return Deployment(backend, lowered, target, runner, "", certificates)
+    return Deployment(backend, lowered, target, runner, "", certificates, notes)
+
+
+def _unused(backend: Backend, target: Target) -> tuple[str, ...]:
+    """A precision that was allowed, and is none of the backend's."""
+    if target.floats in getattr(backend, "floats", ("float32",)):
+        return ()
+    return (f"{target.floats} was allowed around the integers, and {backend.name} computes in float32",)
 
 
 def unmeasurable(deployment: Deployment) -> str:

@@ -44,8 +44,8 @@ class Recipe:
         macs, params, bytes: budgets: a share (up to 1.0) or an absolute number.
         latency: a budget that is measured: a share, or a time as in ``5ms``.
         repair: whether what pruning leaves is refitted.
-        precision: ``int8``, ``int8-dynamic``, ``int8-weights``, ``int4-weights``, ``bfloat16`` or
-            ``float16``.
+        precision: ``int8``, ``int8-dynamic``, ``int8-weights``, ``int4-weights``, each also with
+            ``+bfloat16``, ``bfloat16`` or ``float16``.
         max_drop: how much of what ``evaluate`` gives may be lost.
         allow_float: whether the runtime may compute in float what is quantized.
         dump: a directory for the graph's text after every pass.

@@ -60,6 +60,7 @@ class Target:
             for what every one of the architecture has. ``x86_64`` targets without one are compiled for
             this host's.
         features: what machine code may use beyond it, in LLVM's words (``+dotprod``).
+        floats: what a runtime may compute in where the graph has float32: that, or ``bfloat16``.
     """
 
     name: str
@@ -72,12 +73,15 @@ class Target:
     integers: Scheme | None = ONNX_RUNTIME
     processor: str = ""
     features: tuple[str, ...] = ()
+    floats: str = "float32"
 
     def __post_init__(self) -> None:
         if self.arch not in ("x86_64", "aarch64", "cuda"):
             raise TargetError(
                 f"target {self.name!r}: unknown arch {self.arch!r}; use x86_64, aarch64 or cuda"
             )
+        if self.floats not in ("float32", "bfloat16"):
+            raise TargetError(f"target {self.name!r}: floats are float32 or bfloat16, got {self.floats!r}")
         if self.channel_alignment < 1 or self.linear_alignment < 1:
             raise TargetError(f"target {self.name!r}: alignments are channel counts, at least 1")
 

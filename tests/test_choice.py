@@ -89,6 +89,10 @@ def test_the_first_stays_within_the_spread() -> None:
     assert chosen(a=[9, 9, 9, 9], b=[5, 5, 5, 5], c=[4.9, 5.1, 4.9, 5.2])[0] == "b"
 
 
+def test_the_first_goes_where_it_is_much_slower_though_the_spread_is_wide() -> None:
+    assert chosen(a=[5, 5, 5, 5], b=[5.1, 4.5, 4.5, 4.6])[0] == "b"
+
+
 def test_auto_means_all_only_where_they_are_measured() -> None:
     assert [b.name for b in candidates("auto", CPU)] == ["onnxruntime"]
     assert [b.name for b in candidates("auto", CPU, several=True)] == [

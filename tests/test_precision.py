@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import graphprune
-from graphprune.api import _slower_in_integers
 from graphprune.backend import Audit, AuditRow
 from graphprune.building import in_integers
 from graphprune.errors import BackendError, InputError, PassError, VerificationError
 from graphprune.lowering import deploy
 from graphprune.measure import Ratio
+from graphprune.measured import slower_in_integers
 from graphprune.pipeline import Context
 from graphprune.precision import suffix
 from graphprune.registry import backends, passes
@@ -55,6 +55,44 @@ def test_int8_end_to_end(tmp_path: Path) -> None:
 def test_what_trains_is_the_float_network() -> None:
     result = optimized(precision="int8")
     assert all(p.is_floating_point() for p in result.module.parameters())
+
+
+def test_bfloat16_around_integers_where_the_runtime_has_it(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True).eval()
+    data = [torch.randn(2, 16, 32) for _ in range(4)]
+    found = {}
+    for precision in ("int8", "int8+bfloat16"):
+        options: dict[str, Any] = {"precision": precision, "measure": False, "threads": 1}
+        result = graphprune.optimize(model, data[0], calibration=data, backend="openvino", **options)
+        found[precision] = {row.precision for row in result.audit().rows}
+        assert result.report.audit is not None
+        assert result.report.audit.macs["int8"] > 0
+        assert all(certificate.passed for certificate in result.report.certificates.values())
+    assert "bfloat16" not in found["int8"]
+    if torch.cpu.get_capabilities().get("avx512_bf16", False):
+        assert "bfloat16" in found["int8+bfloat16"]
+    else:
+        assert any("no bfloat16" in note for note in result.report.notes)
+    loaded = graphprune.load(result.save(tmp_path / "built"), threads=1)
+    assert torch.equal(loaded(data[1]), result(data[1]))
+
+
+def test_a_runtime_without_bfloat16_says_so() -> None:
+    plain, allowed = (optimized(precision=name) for name in ("int8", "int8+bfloat16"))
+    assert [n for n in allowed.report.notes if n not in plain.report.notes] == [
+        "bfloat16 was allowed around the integers, and onnxruntime computes in float32"
+    ]
+    assert torch.equal(plain(DATA[0]), allowed(DATA[0]))
+
+
+@pytest.mark.parametrize("precision", ["float16+bfloat16", "bfloat16+bfloat16", "+bfloat16", "int8+float16"])
+def test_bfloat16_goes_around_integers_alone(precision: str) -> None:
+    with pytest.raises(
+        InputError, match=r"unknown precision .*; known: .*\+bfloat16 behind one with integers"
+    ):
+        suffix(precision)
 
 
 def test_pruned_and_then_quantized_keeps_both_certificates() -> None:
@@ -136,9 +174,9 @@ def test_integers_are_timed_beside_float() -> None:
 
 def test_integers_that_cost_time_are_named() -> None:
     faster, noise, slower = Ratio(1.4, 1.2, 1.6), Ratio(0.95, 0.8, 1.1), Ratio(0.5, 0.4, 0.6)
-    assert not _slower_in_integers(Latency())
-    assert not any(_slower_in_integers(Latency(gain=gain)) for gain in (faster, noise))
-    (line,) = _slower_in_integers(Latency(gain=slower))
+    assert not slower_in_integers(Latency())
+    assert not any(slower_in_integers(Latency(gain=gain)) for gain in (faster, noise))
+    (line,) = slower_in_integers(Latency(gain=slower))
     assert "2.00 times as long" in line
 
 

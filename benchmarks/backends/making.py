@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,20 @@ from graphprune.calibration import replayed
 from graphprune.lowering import candidates, flat_calls
 from graphprune.original import Original
 from graphprune.pipeline import Context
+from graphprune.precision import around
 from graphprune.pruning import Pruning
 from graphprune.target import get
 
 PRECISIONS: Mapping[str, Mapping[str, Any]] = {
     "fp32": {},
     "int8": {"precision": "int8"},
+    "int8 + bfloat16": {"precision": "int8+bfloat16"},
     "pruned": {"macs": 0.5},
     "pruned + int8": {"macs": 0.5, "precision": "int8"},
 }
 BACKENDS = ("onnxruntime", "openvino", "inductor", "executorch", "tvm")
+ALONE = {"int8 + bfloat16": ("openvino",)}  # precision → the backends for which it is another artifact
+SAME = {"int8 + bfloat16": "int8"}  # to the others it is this precision
 PLAIN, CONVERTED, NNCF = "plain.onnx", "openvino.xml", "nncf.xml"
 INPUTS, FACTS = "inputs.npz", "made.json"
 
@@ -50,7 +55,8 @@ def make(setup: Setup, folder: Path, backends: tuple[str, ...] = BACKENDS) -> di
 
     _others(setup, folder, facts, note)
     for precision, options in PRECISIONS.items():
-        wanted = [b for b in backends if f"{b}, {precision}" not in facts]
+        able = [b for b in backends if b in ALONE.get(precision, backends)]
+        wanted = [b for b in able if f"{b}, {precision}" not in facts]
         if wanted:
             for name, fact in _ours(setup, folder, wanted, precision, options).items():
                 note(name, fact)
@@ -75,7 +81,8 @@ def _ours(
         passes = pruning.pipeline(None, graph)
         calls = flat_calls(graph, original.calls(False))
         calibration = replayed(setup.calibration()) if "precision" in options else None
-        context = Context(get("cpu"), calibration, threads=1)
+        target = replace(get("cpu"), floats=around(options.get("precision")))
+        context = Context(target, calibration, threads=1)
         tried = [b for name in names for b in _known(name, facts, precision)]
         builder = Builder(passes, graph, context, calls, original.outputs(False))
         built = builder.build(tried) if tried else []
@@ -83,10 +90,10 @@ def _ours(
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         return facts | {f"{name}, {precision}": {"failure": reason} for name in names}
     for one in built:
-        target = place(folder, one.name, precision)
         save(
-            target, one.deployment.lowered, target=one.deployment.target, signature=graph.signature,
-            pipeline=str(passes), metrics={}, measurements={}, report_html="", overwrite=True,
+            place(folder, one.name, precision), one.deployment.lowered, target=one.deployment.target,
+            signature=graph.signature, pipeline=str(passes), metrics={}, measurements={}, report_html="",
+            overwrite=True,
         )  # fmt: skip
         facts[f"{one.name}, {precision}"] = _facts(one) | {"seconds": time.perf_counter() - started}
     for name in names:

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.backends.making import PRECISIONS
-from benchmarks.backends.timing import AGAIN, COMPILED, EAGER, ORT, OV, OV_FLOAT, OV_INT8
+from benchmarks.backends.making import PRECISIONS, SAME
+from benchmarks.backends.timing import AGAIN, COMPILED, EAGER, ORT, OV, OV_FLOAT, OV_INT8, OV_INT8_FLOAT
 from graphprune.measure import Ratio
 
 FLOAT_PEERS = (EAGER, COMPILED, ORT, OV_FLOAT)
-ALL_PEERS = (*FLOAT_PEERS, OV, OV_INT8)
+INT8_PEERS = (*FLOAT_PEERS, OV_INT8_FLOAT)
+ALL_PEERS = (*INT8_PEERS, OV, OV_INT8)
+RIVALS = {"fp32": FLOAT_PEERS, "pruned": FLOAT_PEERS, "int8": INT8_PEERS}  # the others have all
 TIE = 0.05  # below this nothing is claimed: where a process puts its memory makes as much of a difference
 
 
@@ -76,14 +78,17 @@ class Measured:
     def automatic(self, precision: str) -> str | None:
         """The contestant that ``auto`` gives."""
         taken = self.auto.get(precision)
-        return None if taken is None else f"{taken}, {precision}"
+        if taken is None:
+            return None
+        own = f"{taken}, {precision}"
+        return own if own in self.samples else f"{taken}, {SAME.get(precision, precision)}"
 
     def verdict(self, precision: str) -> tuple[str, Ratio, bool] | None:
         """The best peer of that kind, ``auto`` against it, and whether ``auto`` is slower."""
         ours = self.automatic(precision)
         if ours is None or ours not in self.samples:
             return None
-        peer = self.best(ALL_PEERS if "int8" in precision else FLOAT_PEERS)
+        peer = self.best(RIVALS.get(precision, ALL_PEERS))
         return peer, self.ratio(ours, peer), self.slower(ours, peer)
 
 

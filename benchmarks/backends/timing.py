@@ -16,7 +16,7 @@ import onnxruntime as ort
 import torch
 
 import graphprune
-from benchmarks.backends.making import BACKENDS, CONVERTED, INPUTS, NNCF, PLAIN, PRECISIONS, place
+from benchmarks.backends.making import BACKENDS, CONVERTED, INPUTS, NNCF, PLAIN, PRECISIONS, SAME, place
 from benchmarks.backends.networks import Setup
 from benchmarks.quantization.measure import openvino_call
 from graphprune.choice import Contestant, fastest
@@ -27,8 +27,8 @@ PAUSE = 0.02
 
 EAGER, COMPILED = "eager", "torch.compile"
 ORT, AGAIN = "ONNX Runtime", "ONNX Runtime, again"
-OV, OV_FLOAT, OV_INT8 = "OpenVINO", "OpenVINO, float32", "NNCF + OpenVINO"
-PEERS = (EAGER, COMPILED, ORT, AGAIN, OV, OV_FLOAT, OV_INT8)
+OV, OV_FLOAT = "OpenVINO", "OpenVINO, float32"
+OV_INT8, OV_INT8_FLOAT = "NNCF + OpenVINO", "NNCF + OpenVINO, float32"
 
 Call = Callable[[], Any]
 
@@ -56,6 +56,7 @@ def contestants(folder: Path) -> dict[str, Callable[[Setup, Path, int, int], Cal
         found[OV_FLOAT] = partial(openvino, CONVERTED, "f32")
     if (folder / NNCF).exists():
         found[OV_INT8] = partial(openvino, NNCF, "")
+        found[OV_INT8_FLOAT] = partial(openvino, NNCF, "f32")
     found |= {label: partial(artifact, path) for label, path in artifacts(folder).items()}
     return found
 
@@ -72,11 +73,9 @@ def artifacts(folder: Path) -> dict[str, Path]:
 
 def automatic(setup: Setup, folder: Path, precision: str, threads: int) -> tuple[Contestant, ...]:
     """What ``backend="auto"`` measures and takes among the artifacts of a precision."""
-    openers = {
-        label.partition(",")[0]: partial(_opened, path, setup, threads)
-        for label, path in artifacts(folder).items()
-        if label.endswith(f", {precision}")
-    }
+    made = artifacts(folder)
+    paths = {b: made.get(f"{b}, {precision}", made.get(f"{b}, {SAME.get(precision)}")) for b in BACKENDS}
+    openers = {b: partial(_opened, path, setup, threads) for b, path in paths.items() if path is not None}
     return fastest(openers, threads=threads)
 
 

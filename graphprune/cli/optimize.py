@@ -49,7 +49,8 @@ def optimize(
         bool | None, typer.Option("--repair/--no-repair", help="Refit what pruning leaves.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="int8, int8-dynamic, int8-weights, int4-weights, bfloat16 or float16.")
+        str | None,
+        typer.Option(help="int8[+bfloat16], int8-dynamic, int8-weights, int4-weights, bfloat16, float16."),
     ] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="How much of what --evaluate gives may be lost, as in 0.01.")
