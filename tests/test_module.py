@@ -271,3 +271,42 @@ def test_captured_again_with_inputs_of_another_size(dynamic: bool) -> None:
     result = graphprune.optimize(single, torch.ones(1, 3), measure=False)
     twice = graphprune.optimize(result.module, torch.ones(4, 3), measure=False)
     assert twice(x[:4]).shape == (4, 2), "a tensor, not a tuple with one"
+
+
+class Tied(nn.Module):
+    """A weight that two linears share, a batch norm, and a buffer that no state has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+        self.second.weight = self.first.weight
+        self.norm = nn.BatchNorm1d(6)
+        self.register_buffer("offset", torch.full((6,), 0.5), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.first(x).relu() + self.second(x)) + self.offset)
+
+
+def test_a_module_takes_on_a_rewrite_in_place() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 3)
+    graph = trace(Tied().eval(), x)
+    module = graph.module
+    module.train()
+    last = module.get_parameter("last.bias")
+    captured = module.captured
+    (axis,) = captured.axes.exact
+    small = captured.apply(captured.plan({axis.name: [1, 4]}))
+    wanted = small.copy().module
+    module.become(small)
+    assert module.training
+    assert graph.module is module
+    assert graph.tensors["last.weight"] is module.get_parameter("last.weight")
+    assert module.get_parameter("last.bias") is last, "what both have stays the same object"
+    assert module.get_parameter("second.weight") is module.get_parameter("first.weight")
+    assert module.get_parameter("first.weight").shape == (4, 3)
+    assert module.get_buffer("norm.running_mean").shape == (4,)
+    assert "offset" not in module.state_dict()
+    assert set(module.state_dict()) == set(wanted.state_dict())
+    torch.testing.assert_close(module(x), copy.deepcopy(wanted).train()(x))
+    assert not torch.equal(module.get_buffer("norm.running_mean"), wanted.get_buffer("norm.running_mean"))
