@@ -232,6 +232,7 @@ class _Loop:
     def release(self) -> None:
         """Take everything of Accelerate's off the module."""
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.module.__dict__.pop("_is_accelerate_prepared", None)  # or it would not be wrapped the next time
         for kept, mine in (
             (self.accelerator._models, self.wrapped),
             (self.accelerator._optimizers, self.optimizer),

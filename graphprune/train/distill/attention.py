@@ -41,7 +41,7 @@ class AttentionTransfer(Term):
 
     name: ClassVar[str] = "attention-transfer"
 
-    weight: float = 10.0
+    weight: float = 1.0
     power: float = 2.0
     channels: int | None = None
 

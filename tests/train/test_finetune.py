@@ -1,0 +1,380 @@
+"""finetune: against loops written out by hand, resumed runs, two processes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import graphprune
+from graphprune.errors import GraphpruneError, InputError, MissingExtraError
+from graphprune.train import State, Training, finetune
+from tests.train import launched
+
+Batches = list[tuple[Any, Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+
+
+def batches(count: int = 4, size: int = 8) -> Batches:
+    return [(torch.randn(size, 5), torch.randint(3, (size,))) for _ in range(count)]
+
+
+def loader() -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(5)
+    images, labels = torch.randn(30, 5, generator=generator), torch.randint(3, (30,), generator=generator)
+    return DataLoader(TensorDataset(images, labels), batch_size=8, shuffle=True)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+# ---- what it computes ----------------------------------------------------------------------------------
+
+
+def test_it_is_the_loop_that_one_would_write() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    expected, data = copy.deepcopy(model), batches()
+    optimizer = torch.optim.AdamW(expected.parameters(), 1e-2)
+    losses = []
+    for _ in range(3):
+        total = 0.0
+        for x, y in data:
+            loss = F.cross_entropy(expected(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        losses.append(total / len(data))
+    training = finetune(model, data, F.cross_entropy, lr=1e-2, epochs=3)
+    assert same(model, expected)
+    assert training.losses == pytest.approx(losses, rel=1e-5)
+    assert (training.steps, training.epochs, training.scores) == (12, 3, ())
+
+
+def test_clipping_penalties_schedules_and_what_follows_a_step() -> None:
+    model = nn.Linear(5, 3)
+    expected, data = copy.deepcopy(model), batches()
+
+    class Mask:
+        """Reads a gradient and writes a weight, as sparsifiers do."""
+
+        def __init__(self, weight: Tensor):
+            self.weight, self.norms = weight, []
+
+        def step(self) -> None:
+            self.norms.append(float(self.weight.grad.norm()))
+            with torch.no_grad():
+                self.weight[:, 0] = 0
+
+    by_hand = Mask(expected.weight)
+    optimizer = torch.optim.SGD(expected.parameters(), 0.5, momentum=0.9)
+    for number, (x, y) in enumerate(data * 2):
+        optimizer.param_groups[0]["lr"] = 0.5 * 0.8**number
+        optimizer.zero_grad()
+        (F.cross_entropy(expected(x), y) + 0.1 * expected.weight.abs().sum()).backward()
+        norm = sum(p.grad.square().sum() for p in expected.parameters()).sqrt()
+        for p in expected.parameters():
+            p.grad *= min(1.0, 0.3 / (float(norm) + 1e-6))
+        optimizer.step()
+        by_hand.step()
+    mask = Mask(model.weight)
+    finetune(
+        model, data, F.cross_entropy, epochs=2, clip=0.3, after_step=[mask],
+        optimizer=lambda parameters: torch.optim.SGD(parameters, 0.5, momentum=0.9),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8),
+        penalties=[lambda: 0.1 * model.weight.abs().sum()],
+    )  # fmt: skip
+    torch.testing.assert_close(model.state_dict(), expected.state_dict())
+    assert mask.norms == pytest.approx(by_hand.norms, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "inputs", [lambda x: (x, x), lambda x: {"a": x, "b": x}], ids=["positional", "keywords"]
+)
+def test_inputs_as_a_tuple_or_by_keyword(inputs: Callable[[Tensor], Any]) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(10, 3)
+
+        def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.fc(torch.cat([a, b], 1))}
+
+    training = finetune(
+        Two(),
+        [(inputs(x), y) for x, y in batches()],
+        lambda out, y: F.cross_entropy(out["logits"], y),
+        lr=0.1,
+        epochs=5,
+    )
+    assert training.losses[-1] < training.losses[0]
+
+
+def test_scores_are_taken_in_eval_mode_without_gradients() -> None:
+    model = network()
+
+    def evaluate(module: nn.Module) -> float:
+        assert module is model
+        assert not any(m.training for m in module.modules())
+        assert not torch.is_grad_enabled()
+        return 0.25
+
+    assert finetune(model, batches(), F.cross_entropy, epochs=2, evaluate=evaluate).scores == (0.25, 0.25)
+
+
+# ---- random numbers ------------------------------------------------------------------------------------
+
+
+def test_the_seed_decides_and_the_callers_generators_stay() -> None:
+    first, second, third = (copy.deepcopy(m) for m in [network()] * 3)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    finetune(first, loader(), F.cross_entropy, lr=1e-2, epochs=2)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert (np.random.get_state()[1] == before[2]).all()
+    torch.manual_seed(99)
+    finetune(second, loader(), F.cross_entropy, lr=1e-2, epochs=2)
+    finetune(third, loader(), F.cross_entropy, lr=1e-2, epochs=2, seed=1)
+    assert same(first, second)
+    assert not same(first, third)
+
+
+def test_the_datas_order_does_not_depend_on_the_network() -> None:
+    """Dropout draws from the same generator as shuffling does; processes would read different batches."""
+    orders: list[list[float]] = []
+    for model in (nn.Linear(5, 3), nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 3))):
+        seen: list[float] = []
+
+        def loss(outputs: Tensor, targets: Tensor, seen: list[float] = seen) -> Tensor:
+            seen.append(float(targets.sum()))
+            return F.cross_entropy(outputs, targets)
+
+        finetune(model, loader(), loss, epochs=3)
+        orders.append(seen)
+    assert orders[0] == orders[1]
+    assert orders[0][:4] != orders[0][4:8]  # another order in every epoch
+
+
+# ---- resuming --------------------------------------------------------------------------------------------
+
+
+class Counting:
+    """Follows steps and has a state, as a sparsifier."""
+
+    def __init__(self, weight: Tensor):
+        self.weight, self.count = weight, 0
+
+    def step(self) -> None:
+        self.count += 1
+        with torch.no_grad():
+            self.weight[self.count % 3] *= 0.5
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+@pytest.mark.parametrize("generator", [False, True], ids=["global", "own generator"])
+def test_a_resumed_run_ends_bit_identical(generator: bool) -> None:
+    def run(resume: Any = None, until: int | None = None) -> tuple[nn.Module, Training, list[bytes]]:
+        torch.manual_seed(3)
+        model, data, files = network(), loader(), []
+        if generator:
+            data = DataLoader(data.dataset, 8, shuffle=True, generator=torch.Generator().manual_seed(8))
+
+        def save(state: State) -> None:
+            file = io.BytesIO()
+            torch.save(state.state_dict(), file)
+            files.append(file.getvalue())
+            if state.epoch == until:
+                raise KeyboardInterrupt
+
+        def start() -> Training:
+            return finetune(
+                model, data, F.cross_entropy, lr=1e-2, epochs=5, resume=resume, on_epoch=save,
+                scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20),
+                after_step=[Counting(model[4].weight)], evaluate=lambda m: float(m(torch.ones(1, 5))[0, 0]),
+            )  # fmt: skip
+
+        if until is None:
+            return model, start(), files
+        with pytest.raises(KeyboardInterrupt):
+            start()
+        assert not model.training
+        return model, Training(), files
+
+    whole, training, _ = run()
+    _, _, files = run(until=2)
+    torch.rand(7)  # another process's generator stands somewhere else
+    state = torch.load(io.BytesIO(files[-1]), weights_only=True)
+    resumed, again, _ = run(resume=state)
+    assert same(whole, resumed)
+    assert again == training
+    assert again.epochs == 5
+
+
+def test_a_state_is_a_copy() -> None:
+    states: list[dict[str, Any]] = []
+    model = network()
+    finetune(
+        model, batches(), F.cross_entropy, lr=0.1, epochs=2, on_epoch=lambda s: states.append(s.state_dict())
+    )
+    assert not torch.equal(states[0]["module"]["0.weight"], states[1]["module"]["0.weight"])
+    assert [len(state["losses"]) for state in states] == [1, 2]
+
+
+def test_a_state_of_another_run_is_refused() -> None:
+    states: list[dict[str, Any]] = []
+    finetune(network(), batches(), F.cross_entropy, on_epoch=lambda s: states.append(s.state_dict()))
+    with pytest.raises(InputError, match="after_step: 1 objects given, the saved run had 0"):
+        finetune(
+            network(), batches(), F.cross_entropy, resume=states[0], after_step=[Counting(torch.zeros(3, 1))]
+        )
+
+
+# ---- what it leaves behind -------------------------------------------------------------------------------
+
+
+def test_a_pruned_network_is_the_same_object_afterwards() -> None:
+    graph = graphprune.trace(network().eval(), torch.zeros(2, 5), dynamic_batch=True)
+    graph = graph.apply(graph.plan(ratio=0.5))
+    module = graph.module
+    parameters, buffers, kind = dict(module.named_parameters()), dict(module.named_buffers()), type(module)
+    attributes = set(vars(module))
+    finetune(module, batches(), F.cross_entropy, lr=0.1, epochs=2)
+    assert type(module) is kind
+    assert set(vars(module)) == attributes
+    assert not module.training
+    assert all(parameters[name] is p and p.grad is None for name, p in module.named_parameters())
+    assert all(buffers[name] is b for name, b in module.named_buffers())
+    assert not torch.equal(graph.tensors["1.running_mean"], torch.zeros(4))
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(graph(x), module(x).detach())  # the graph was trained with it
+
+
+def test_the_optimizer_that_is_given_is_used() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    states: list[State] = []
+    finetune(model, batches(), F.cross_entropy, optimizer=optimizer, on_epoch=states.append)
+    assert states[0].optimizer is optimizer
+    assert states[0].module is model
+    assert all("momentum_buffer" in optimizer.state[p] for p in model.parameters())
+
+
+# ---- several processes -----------------------------------------------------------------------------------
+
+
+def check(found: dict[str, Any]) -> None:
+    """What two processes found is what one finds."""
+    expected = launched.train()
+    torch.testing.assert_close(found["parameters"], expected["parameters"], rtol=1e-4, atol=1e-5)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    assert (found["scores"], found["steps"]) == (expected["scores"], expected["steps"])
+
+
+def _forked(rank: int, port: int, file: Path) -> None:
+    from accelerate.state import AcceleratorState, PartialState
+
+    for state in (AcceleratorState, PartialState):
+        state._reset_state()
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    found = launched.train()
+    torch.save({**found, "processes": PartialState().num_processes}, f"{file}.{rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_two_forked_processes_give_what_one_gives(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    file = tmp_path / "found"
+    torch.multiprocessing.start_processes(_forked, (port, file), 2, start_method="fork")
+    for rank in range(2):
+        found = torch.load(f"{file}.{rank}", weights_only=True)
+        assert found["processes"] == 2
+        check(found)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_with_two_processes_gives_what_one_gives(tmp_path: Path) -> None:
+    # `--multi_gpu` is what makes the launcher start several processes; the variable says what they run on.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--main_process_port=0"]
+    command += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [*command, "-m", "tests.train.launched", str(tmp_path / "found.pt")],
+        capture_output=True, text=True, check=False, env=environment, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert found["processes"] == 2
+    check(found)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------
+
+
+def test_a_generator_is_used_up_after_one_epoch() -> None:
+    with pytest.raises(InputError, match="no batch in epoch 2; a generator gives its batches once"):
+        finetune(network(), (batch for batch in batches()), F.cross_entropy, epochs=2)
+
+
+def test_batches_are_pairs() -> None:
+    with pytest.raises(InputError, match=r"batch 0 of the training data is no .* but Tensor"):
+        finetune(network(), [torch.zeros(4, 5)], F.cross_entropy)
+    with pytest.raises(InputError, match="no tensor with a batch dimension"):
+        finetune(network(), [({"x": 3}, torch.zeros(1))], F.cross_entropy)
+
+
+def test_a_loss_that_is_not_finite_says_so() -> None:
+    with pytest.raises(GraphpruneError, match=r"training loss of epoch 1 is (nan|inf): lower lr"):
+        finetune(network(), batches(), lambda out, y: F.cross_entropy(out, y) * float("inf"))
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"lr": 0.0}, {"clip": 0.0}])
+def test_arguments_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="epochs from 0, lr and clip above 0"):
+        finetune(network(), batches(), F.cross_entropy, **wrong)
+
+
+def test_a_module_without_parameters_to_train() -> None:
+    with pytest.raises(InputError, match="no parameter that can be trained"):
+        finetune(network().requires_grad_(False), batches(), F.cross_entropy)
+
+
+def test_without_accelerate_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'graphprune\[train\]'"):
+        finetune(network(), batches(), F.cross_entropy)
