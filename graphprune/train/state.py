@@ -75,10 +75,11 @@ class State:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> State:
         """Put a saved state back into the objects of this one; returns it with the saved figures."""
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        # First what may make the module smaller: its shapes and those of the optimizer follow.
         for name, value in self._others.items():
             _restore(value, copy.deepcopy(state[name]), name)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         saved = Training(tuple(state["losses"]), tuple(state["scores"]), state["steps"])
         return replace(self, training=saved)
 
