@@ -63,11 +63,13 @@ class TracedModule(fx.GraphModule):
     def recompile(self) -> Any:
         """Compile the flat graph and put the caller's calling convention around it."""
         code = super().recompile()
-        cls = type(self)
-        flat = cls.forward
+        cls: Any = type(self)
+        cls.flat = cls.forward
 
         def forward(self: TracedModule, *args: Any, **kwargs: Any) -> Any:
             signature = self._source.signature
+            # Looked up now: a hook that runs before a pass may have changed what the pass is to compute.
+            flat: Any = type(self).flat  # type: ignore[attr-defined]
             return signature.unflatten(flat(self, *signature.flatten(args, kwargs)))
 
         cls.forward = forward

@@ -159,34 +159,27 @@ class Sparsify:
         self.module.become(result)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a later process needs to go on: steps, masks (bool), sums of gradients."""
+        """What a later process needs besides the module's own state, which has the masks."""
         return {
+            "weights": list(self._names),
             "steps": self.steps,
-            "masks": {name: mask.bool() for name, mask in self.masks.items()},
             "gradients": {name: slope.clone() for name, slope in self._slopes.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from another one's :meth:`state_dict`, made for the same module.
+        """Go on from another one's :meth:`state_dict`; load the module's own state, too.
 
         Raises:
-            InputError: it has other weights, or of other shapes.
+            InputError: it is of other weights.
         """
-        masks, own = state["masks"], self.masks
-        if set(masks) != set(own):
-            other = ", ".join(sorted(set(masks) ^ set(own)))
+        if set(state["weights"]) != set(self._names):
+            other = ", ".join(sorted(set(state["weights"]) ^ set(self._names)))
             raise InputError(f"this state has masks for other weights than the module: {other}")
-        for name, mask in own.items():
-            if masks[name].shape != mask.shape:
-                found = list(masks[name].shape)
-                raise InputError(f"the state's mask for {name!r} is {found}, the weight {list(mask.shape)}")
-        for name, mask in own.items():
-            mask.copy_(masks[name])
         self.steps = state["steps"]
         self._slopes = {
-            name: slope.to(own[name].device, copy=True) for name, slope in state["gradients"].items()
+            name: slope.to(self.module.get_parameter(name).device, copy=True)
+            for name, slope in state["gradients"].items()
         }
-        self._hold()
 
     # ---- what goes ------------------------------------------------------------------------------
 

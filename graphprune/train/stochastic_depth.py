@@ -4,7 +4,8 @@ In training every block ``f`` of ``y = x + f(x)`` is left out of a forward pass 
 the whole batch, and nothing is rescaled; in evaluation all are there (Fan, Grave and Joulin, *Reducing
 Transformer Depth on Demand with Structured Dropout*, ICLR 2020; Huang et al., *Deep Networks with Stochastic
 Depth*, ECCV 2016). The blocks are those that ``prune-layers`` could take. A block that is left out is still
-computed, and multiplied with 0: this changes what is learnt, not how long it takes.
+computed, and multiplied with 0: this changes what is learnt, not how long it takes. The draws are torch's,
+as those of dropout, and ``torch.manual_seed`` sets them.
 
 Only what the module runs is changed, between ``attach`` and ``detach`` or within ``with``; its graph
 (``module.captured``) and its ``state_dict`` never know.
@@ -12,7 +13,8 @@ Only what the module runs is changed, between ``attach`` and ``detach`` or withi
 >>> import torch, graphprune
 >>> layer = torch.nn.TransformerEncoderLayer(12, 4, 16, batch_first=True, norm_first=True)
 >>> module = graphprune.trace(layer, torch.zeros(2, 5, 12)).module
->>> with StochasticDepth(module, 0.5, seed=1) as depth:
+>>> with StochasticDepth(module, 0.5) as depth:
+...     _ = torch.manual_seed(1)
 ...     _ = module.train()(torch.zeros(2, 5, 12))
 ...     print(depth.blocks, depth.dropped)
 ('add', 'add_1') ('add_1',)
@@ -20,11 +22,10 @@ Only what the module runs is changed, between ``attach`` and ``detach`` or withi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ..errors import InputError
 from ..module import TracedModule, require_traced
@@ -51,7 +52,6 @@ class StochasticDepth:
         *,
         whole: bool = False,
         ignored: tuple[str, ...] = (),
-        seed: int = 0,
     ):
         """Find the blocks; nothing is left out before :meth:`attach`.
 
@@ -61,7 +61,6 @@ class StochasticDepth:
             whole: leave out all blocks of a numbered module together (attention and feed-forward).
             ignored: blocks that are never left out, by the name of their sum, or the path of its module or
                 a glob.
-            seed: of the draws, which are this object's own.
 
         Raises:
             InputError: the rate is out of range, a name matches nothing, or there is no residual block.
@@ -72,7 +71,6 @@ class StochasticDepth:
         self.module, self.rate = module, rate
         self._whole, self._ignored = whole, ignored
         self.dropped: tuple[str, ...] = ()
-        self._generator = torch.Generator().manual_seed(seed)
         self._gated: fx.Graph | None = None
         self._handle: Any = None
         self._groups = self._found()
@@ -114,14 +112,6 @@ class StochasticDepth:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The state of the draws, for a later process to go on with."""
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from another one's :meth:`state_dict`."""
-        self._generator.set_state(state["generator"])
-
     def _draw(self, module: torch.nn.Module, _: Any) -> None:
         """Before a forward pass: which blocks are there."""
         if self.module.graph is not self._gated:  # it took on another graph since
@@ -130,7 +120,7 @@ class StochasticDepth:
             self._insert()
         there = torch.ones(len(self._groups))
         if module.training:
-            there = (torch.rand(len(self._groups), generator=self._generator) >= self.rate).float()
+            there = (torch.rand(len(self._groups)) >= self.rate).float()
         self.dropped = tuple(n for n, gate in zip(self._groups, there.tolist(), strict=True) if not gate)
         # A new tensor each time: the one before may be part of a loss that is still to be differentiated.
         self.module._buffers[GATES] = there.to(self._device)

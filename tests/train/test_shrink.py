@@ -13,7 +13,17 @@ import graphprune
 from graphprune.cost import cost
 from graphprune.errors import AxisError, InputError
 from graphprune.module import TracedModule
-from graphprune.train import Constant, Cubic, Polynomial, Shrink, Sparsify, remove
+from graphprune.train import (
+    Constant,
+    Cubic,
+    GroupLasso,
+    Polynomial,
+    Shrink,
+    Sparsify,
+    StochasticDepth,
+    finetune,
+    remove,
+)
 
 from .networks import batches, net, train
 
@@ -191,6 +201,31 @@ def test_zeros_and_channels_go_side_by_side() -> None:
         assert mask.shape == weight.shape
         assert not weight[mask == 0].any()
     assert 0.4 < zeros.sparsity < 0.6
+
+
+def test_finetune_drives_them_and_goes_on_after_a_stop() -> None:
+    data = batches(6)
+
+    def run(**options: Any) -> TracedModule:
+        _, module = net()
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+        zeros = Sparsify(module, Cubic(final=0.5, begin=1, end=18, frequency=1), optimizer=optimizer,
+                         importance="gradient")  # fmt: skip
+        shrink = Shrink(module, Cubic(final=0.5, begin=1, end=18, frequency=4), optimizer=optimizer)
+        with StochasticDepth(module, 0.3):
+            finetune(
+                module, data, nn.functional.cross_entropy, optimizer=optimizer, epochs=3,
+                after_step=[zeros, shrink], penalties=[GroupLasso(module, 1e-3)], **options,
+            )  # fmt: skip
+        assert shrink.sparsity > 0.4
+        assert zeros.steps == shrink.steps == 18
+        return module
+
+    saved: list[Any] = []
+    whole = run(on_epoch=lambda state: saved.append(state.state_dict()))
+    again = run(resume=saved[1])
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
 
 
 def test_a_state_that_cannot_be_cut_is_refused_before_anything_changes() -> None:
