@@ -15,7 +15,9 @@ from .distill import (
     SoftTargets,
 )
 from .finetune import finetune
+from .iterate import iterate
 from .regularize import GroupLasso, Growing, Slimming
+from .rounds import Iterated, Round
 from .schedules import Constant, Cubic, Exponential, OneCycle, Polynomial, Schedule
 from .shrink import Shrink, remove
 from .sparsify import Sparsify
@@ -31,10 +33,12 @@ __all__ = [
     "GroupLasso",
     "Growing",
     "Hint",
+    "Iterated",
     "OneCycle",
     "Polynomial",
     "RelationalAngle",
     "RelationalDistance",
+    "Round",
     "Schedule",
     "Shrink",
     "SimilarityPreserving",
@@ -45,5 +49,6 @@ __all__ = [
     "StochasticDepth",
     "Training",
     "finetune",
+    "iterate",
     "remove",
 ]

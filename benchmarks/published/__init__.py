@@ -1,0 +1,1 @@
+"""Comparisons with figures that others published, run again here."""

@@ -1,0 +1,193 @@
+"""Rounds against the same steps by hand, and runs that were stopped against one that was not, bit by bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import graphprune
+from graphprune.cost import cost
+from graphprune.errors import InputError
+from graphprune.pipeline import Context, Pipeline
+
+pytest.importorskip("accelerate", reason="the rounds train with it")
+
+from graphprune.train import finetune
+from graphprune.train.iterate import iterate
+from graphprune.train.rounds import Iterated, Saved
+
+from . import iterating
+from .iterating import network, run, stopping
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterated:
+    """The run that nobody stopped; its progress lines are what a stop can come between."""
+    return run(None)
+
+
+def lines(result: Iterated) -> int:
+    return sum(1 + len(r.losses) for r in result.rounds)
+
+
+def same(left: Iterated, right: Iterated) -> bool:
+    """Equal rounds, names and bits."""
+    mine, theirs = left.module.state_dict(), right.module.state_dict()
+    return (
+        left.rounds == right.rounds
+        and list(mine) == list(theirs)
+        and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    )
+
+
+def test_three_rounds_end_in_the_budget_and_the_model_is_untouched(whole: Iterated) -> None:
+    graph = graphprune.trace(network(), torch.zeros(2, 1, 6, 6))
+    start, left = cost(graph).parameters, [r.parameters for r in whole.rounds]
+    assert whole.before[:2] == (cost(graph).macs, start)
+    assert len(left) == 3
+    assert left[0] <= 0.78 * start
+    assert left[-1] <= 0.5 * start
+    assert left == sorted(left, reverse=True)
+    assert cost(whole.graph).parameters == left[-1]
+    assert sum(p.numel() for p in whole.module.parameters()) == left[-1]
+    assert all(len(r.losses) == len(r.scores) == 2 and r.pruned is not None for r in whole.rounds)
+    assert whole.rounds[-1].scores[-1] == iterating.correct(whole.module)
+    assert len(str(whole).splitlines()) == 2 + 1 + 3
+    assert f"{left[-1]:,} ({left[-1] / start:.1%})" in str(whole)
+
+
+def test_a_round_is_prune_repair_and_finetune() -> None:
+    model, data = network(), [(torch.randn(8, 1, 6, 6), torch.randint(3, (8,))) for _ in range(4)]
+    inputs = [x for x, _ in data]
+    result = iterate(
+        model, torch.zeros(2, 1, 6, 6), data, F.cross_entropy, params=0.6, per_round=0.5, epochs=2, lr=1e-2,
+        calibration=inputs, seed=2,
+    )  # fmt: skip
+    graph = graphprune.trace(model, torch.zeros(2, 1, 6, 6), dynamic_batch=True)
+    budget = int(0.6 * cost(graph).parameters)
+    seed = 2 * 1_000_003 + 1
+    small = Pipeline.parse(f"prune-channels{{params={budget}}},repair").run(
+        graph, Context(calibration=inputs, seed=seed)
+    )
+    training = finetune(small.graph.module, data, F.cross_entropy, epochs=2, lr=1e-2, seed=seed)
+    assert result.rounds[0].losses == pytest.approx(training.losses, rel=1e-5)
+    for name, value in small.graph.module.state_dict().items():
+        torch.testing.assert_close(result.module.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a run."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", range(1, 10))
+def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(
+    whole: Iterated, tmp_path: Path, count: int
+) -> None:
+    def stop() -> None:
+        raise Stopped
+
+    assert lines(whole) == 9
+    with pytest.raises(Stopped):
+        run(tmp_path, stopping(count, stop))
+    torch.manual_seed(count)  # what the process did meanwhile must not matter
+    again = run(tmp_path)
+    assert same(again, whole)
+    assert count < 3 or any("went on" in note for note in again.notes)
+
+
+def start(directory: Path, count: int) -> subprocess.Popen[bytes]:
+    code = [sys.executable, "-m", "tests.train.iterating", str(directory), str(count)]
+    place = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(code, cwd=ROOT, env=place, stdout=subprocess.DEVNULL)
+
+
+def test_a_killed_process_goes_on_to_the_same_bits(whole: Iterated, tmp_path: Path) -> None:
+    process = start(tmp_path, 6)
+    assert process.wait(300) == -signal.SIGKILL
+    saved = Saved.read(tmp_path)
+    assert saved is not None
+    assert (len(saved.done), saved.current is not None) == (1, True)
+    assert same(run(tmp_path), whole)
+    said: list[str] = []
+    assert same(run(tmp_path, said.append), whole), "a finished run is read"
+    assert said == []
+    assert (tmp_path / "rounds.md").read_text().strip() == str(whole)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_again_and_again(whole: Iterated, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    kills = 0
+    for _ in range(60):
+        process = start(tmp_path, 10**6)
+        while not (tmp_path / "lock").exists() and process.poll() is None:
+            time.sleep(0.02)
+        try:
+            process.wait(draw.uniform(0.5, 6))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        if process.wait() == 0:
+            break
+    assert kills > 1
+    assert process.returncode == 0
+    assert same(run(tmp_path), whole)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    def stop() -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run(tmp_path, stopping(2, stop))
+    with pytest.raises(InputError, match="seed=5, and this run has 6"):
+        run(tmp_path, seed=6)
+    with pytest.raises(InputError, match="another network"):
+        iterate(nn.Linear(4, 2), torch.zeros(2, 4), [], F.mse_loss, params=0.5, directory=tmp_path)
+    (tmp_path / "state.pt").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"state\.pt is not the state of an iterative run"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give a budget"),
+        ({"params": 0.5, "per_round": 1.0}, "per_round"),
+        ({"params": 0.5, "epochs": -1}, "epochs"),
+        ({"params": 0.5, "optimizer": torch.optim.SGD([torch.zeros(1)], 0.1)}, "pass a function"),
+    ],
+)
+def test_what_cannot_be_is_said(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        iterate(nn.Linear(4, 2), torch.zeros(2, 4), [], F.mse_loss, **options)
+
+
+def test_one_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="one process"):
+        iterate(nn.Linear(4, 2), torch.zeros(2, 4), [], F.mse_loss, params=0.5)
