@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from graphprune.errors import InputError
+from graphprune.module import TracedModule
 
 
 @dataclass(frozen=True)
@@ -85,25 +86,28 @@ class State:
 
 
 class Home:
-    """The device a module was on, and its buffers: moving a module makes others, and a graph shares these."""
+    """The device a module was on. Moving makes other buffers, and a traced one shares its with a graph."""
 
     def __init__(self, module: nn.Module):
-        self.module, self.buffers = module, dict(module.named_buffers())
-        first = next(module.parameters(), next(module.buffers(), None))
-        self.device = None if first is None else first.device
+        self.module, self.device = module, _device(module)
+
+    @property
+    def moved(self) -> bool:
+        """Whether the module is elsewhere now."""
+        return _device(self.module) != self.device
 
     def restore(self) -> None:
-        """Move it back, into the same buffers."""
-        for name, buffer in self.buffers.items():
-            path, _, leaf = name.rpartition(".")
-            owner = self.module.get_submodule(path)
-            now = owner._buffers.get(leaf)
-            if now is not None and now is not buffer and now.shape == buffer.shape:
-                with torch.no_grad():
-                    buffer.copy_(now)
-                owner._buffers[leaf] = buffer
-        if self.device is not None:
-            self.module.to(self.device)
+        """Move it back; its graph has the same tensors as it has, again."""
+        if not self.moved or self.device is None:
+            return
+        self.module.to(self.device)
+        if isinstance(self.module, TracedModule):
+            self.module._source.tensors = self.module.captured.tensors
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    first = next(module.parameters(), next(module.buffers(), None))
+    return None if first is None else first.device
 
 
 def _states(value: Any) -> Any:

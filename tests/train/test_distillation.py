@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 import graphprune
 from graphprune.errors import InputError
-from graphprune.train import finetune
+from graphprune.train import Polynomial, Shrink, StochasticDepth, finetune
 from graphprune.train.distill import (
     AttentionTransfer,
     Distillation,
@@ -587,3 +588,46 @@ def test_shapes_that_do_not_compare(
 ) -> None:
     with pytest.raises(InputError, match=message):
         term.value(torch.randn(teacher), torch.randn(student), None)
+
+
+def test_a_student_that_shrinks_in_the_loop_goes_on_learning() -> None:
+    teacher, (x, y) = network(), batch(8)
+    student = graphprune.trace(teacher, x).module
+    optimizer = torch.optim.SGD(student.parameters(), 1e-2, momentum=0.9)
+    shrink = Shrink(student, Polynomial(final=0.4, end=4, frequency=2, power=1.0), optimizer=optimizer)
+    distillation = Distillation(teacher, student, [AttentionTransfer(["layer1", "layer2"]), SoftTargets()])
+    before = sum(p.numel() for p in student.parameters())
+    training = finetune(
+        student, [(x, y)] * 3, F.cross_entropy, optimizer=optimizer, epochs=3, after_step=[shrink],
+        distillation=distillation,
+    )  # fmt: skip
+    assert sum(p.numel() for p in student.parameters()) < before
+    assert training.steps == 9
+    assert "record" not in student.code
+
+
+def test_a_hint_whose_layer_shrank_says_so() -> None:
+    teacher, (x, y) = network(), batch(8)
+    student = graphprune.trace(teacher, x).module
+    distillation = Distillation(teacher, student, [Hint("layer1.conv1")])
+    student.become(student.captured.apply(student.captured.plan(ratio=0.5)))
+    with distillation:
+        outputs = student(x)
+        with pytest.raises(InputError, match="4 channels now, and its adapter was made for 8"):
+            distillation.loss(x, outputs, y, outputs.mean())
+
+
+def test_taps_and_stochastic_depth_leave_each_other_alone() -> None:
+    teacher, (x, y) = network(), batch(8)
+    student = graphprune.trace(teacher, x).module
+    code = student.code
+    for outer_first in (True, False):
+        depth = StochasticDepth(student, rate=0.5)
+        distillation = Distillation(teacher, student, [AttentionTransfer(["layer1", "layer2"])])
+        with ExitStack() as stack:
+            for each in (depth, distillation) if outer_first else (distillation, depth):
+                stack.enter_context(each)
+            for _ in range(3):
+                outputs = student.train()(x)
+                distillation.loss(x, outputs, y, outputs.mean())
+        assert student.eval().code == code

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import graphprune
 from graphprune.errors import GraphpruneError, InputError, MissingExtraError
 from graphprune.train import State, Training, finetune
+from graphprune.train.state import Home
 from tests.train import launched
 
 Batches = list[tuple[Any, Tensor]]
@@ -277,6 +278,24 @@ def test_a_pruned_network_is_the_same_object_afterwards() -> None:
     assert not torch.equal(graph.tensors["1.running_mean"], torch.zeros(4))
     x = torch.randn(4, 5)
     torch.testing.assert_close(graph(x), module(x).detach())  # the graph was trained with it
+
+
+def test_a_network_that_was_moved_shares_its_tensors_with_its_graph_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stands for a GPU: moving gives a module other buffers than its graph has."""
+    graph = graphprune.trace(network().eval(), torch.zeros(2, 5))
+    home = Home(graph.module)
+    with torch.no_grad():
+        graph.module.get_submodule("1")._buffers["running_mean"] = torch.full((16,), 7.0)
+    home.restore()
+    assert float(graph.tensors["1.running_mean"].max()) < 7  # it did not move
+    monkeypatch.setattr(Home, "moved", True)
+    home.restore()
+    assert all(
+        graph.tensors[name] is value for name, value in graph.module.named_buffers() if name in graph.tensors
+    )
+    assert float(graph.tensors["1.running_mean"].min()) == 7
 
 
 def test_the_optimizer_that_is_given_is_used() -> None:
