@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ArtifactError, MissingExtraError
-from .forms import FORMS, Streams, decode, encode, forms
+from .forms import FORMS, Streams, decode, encode, forms, looked_up, palette
 from .spans import spans
 
 MAGIC = b"GPZ1"
@@ -51,9 +52,10 @@ def pack(files: Mapping[str, bytes], *, level: int = LEVEL) -> bytes:
         at = 0
         for span in spans(name, content, files):
             _extend(streams, {OTHER: content[at : span.start]})
-            form, width, common, found = _smallest(content[span.start : span.stop], span.width, trial)
-            _extend(streams, found)
-            rows.append((span.start - at, span.stop - span.start, FORMS.index(form), width, common))
+            found = _smallest(content[span.start : span.stop], span.width, trial)
+            _extend(streams, found.streams)
+            how = (FORMS.index(found.form), found.width, found.common, found.words)
+            rows.append((span.start - at, span.stop - span.start, *how))
             at = span.stop
         _extend(streams, {OTHER: content[at:]})
         listed.append((name, len(content), rows))
@@ -92,8 +94,8 @@ def _unpacked(body: bytes) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for name, length, rows in listed:
         parts = []
-        for skipped, size, form, width, common in rows:
-            parts += [_other(streams, skipped), decode(FORMS[form], streams, size, width, common)]
+        for skipped, size, form, width, common, words in rows:
+            parts += [_other(streams, skipped), _span(streams, size, FORMS[form], width, common, words)]
         parts.append(_other(streams, length - sum(map(len, parts))))
         files[name] = b"".join(parts)
     if begin != len(body) or not streams.finished:
@@ -110,17 +112,50 @@ def _extend(streams: dict[str, bytearray], parts: Mapping[str, bytes]) -> None:
         streams.setdefault(name, bytearray()).extend(part)
 
 
-def _smallest(content: bytes, width: int, trial: Any) -> tuple[str, int, int, dict[str, bytes]]:
-    """Form, width, most common word and streams of a span, as they compress best."""
-    best: tuple[int, tuple[str, int, int, dict[str, bytes]]] | None = None
+def _span(streams: Streams, size: int, form: str, width: int, common: int, words: int) -> bytes:
+    if not words:
+        return decode(form, streams, size, width, common)
+    listed = streams.take(f"palette {width}", words * width).tobytes()
+    return looked_up(decode(form, streams, size // width, 1, common), listed, width)
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A span as streams.
+
+    Attributes:
+        form, width, common: what :func:`.forms.decode` asks for.
+        words: how many words are listed in a palette, and what is coded are places in it; 0 for none.
+    """
+
+    form: str
+    width: int
+    common: int
+    words: int
+    streams: Mapping[str, bytes]
+
+
+def _smallest(content: bytes, width: int, trial: Any) -> _Coded:
+    """The span as it compresses best."""
+
+    def size(coded: _Coded) -> int:
+        return sum(len(trial.compress(stream)) for stream in coded.streams.values())
+
+    return min(_coded(content, width), key=size)
+
+
+def _coded(content: bytes, width: int) -> Iterator[_Coded]:
     for words in (width, 0) if width == 1 else (width,):  # a byte may hold two integers of four bits
         for form in forms(words):
             streams, common = encode(form, content, words)
-            size = sum(len(trial.compress(stream)) for stream in streams.values())
-            if best is None or size < best[0]:
-                best = size, (form, words, common, streams)
-    assert best is not None
-    return best[1]
+            yield _Coded(form, words, common, 0, streams)
+    found = palette(content, width)
+    if found is not None:
+        listed, places = found
+        for form in forms(1):
+            streams, common = encode(form, places, 1)
+            coded = {f"palette {width}": listed, **streams}
+            yield _Coded(form, width, common, len(listed) // width, coded)
 
 
 def _compressor(level: int) -> Any:

@@ -11,6 +11,9 @@ to put bytes of one kind side by side, and to say where zeros are instead of cod
 - ``gaps``: how many common words stand before each other one and at the end, a byte each (255: go on), and
   the planes of the others; for when few others are left.
 
+Words of which there are few different ones, as floats that stand for integers of some bits, are listed once
+in a :func:`palette` (Han et al., *Deep Compression*, ICLR 2016, section 3); their places in it take the forms.
+
 No form looks at a number's value: what comes back are the bytes that were there, whatever they meant.
 
 >>> import numpy as np
@@ -33,6 +36,8 @@ from ..errors import ArtifactError
 
 FORMS = ("plain", "planes", "bitmap", "gaps")
 LONG = 255  # a gap's byte that says that more of the same gap follows
+PALETTE = 256  # different words at most
+GLANCE = 4096  # words that are looked at first
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.unsignedinteger]
@@ -113,6 +118,27 @@ def decode(form: str, streams: Streams, length: int, width: int, common: int) ->
     words = np.full(count, common, _dtype(width))
     words[other] = _joined(streams, "others", len(other), width)
     return _bytes(words, width)
+
+
+def palette(content: bytes, width: int) -> tuple[bytes, bytes] | None:
+    """The different words, the smallest first, and each word's place among them.
+
+    ``None`` where there are more than :data:`PALETTE`, or words are bytes.
+    """
+    if width < 2 or not content:
+        return None
+    words = np.frombuffer(content, _dtype(width))
+    if len(np.unique(words[:GLANCE])) > PALETTE:
+        return None
+    listed, places = np.unique(words, return_inverse=True)
+    if len(listed) > PALETTE:
+        return None
+    return listed.tobytes(), places.reshape(-1).astype(np.uint8).tobytes()
+
+
+def looked_up(places: bytes, listed: bytes, width: int) -> bytes:
+    """The inverse of :func:`palette`. Raises IndexError for a place that there is not."""
+    return np.frombuffer(listed, _dtype(width))[np.frombuffer(places, np.uint8)].tobytes()
 
 
 def _dtype(width: int) -> np.dtype[np.unsignedinteger]:
