@@ -12,7 +12,7 @@ to put bytes of one kind side by side, and to say where zeros are instead of cod
   the planes of the others; for when few others are left.
 
 Words of which there are few different ones, as floats that stand for integers of some bits, are listed once
-in a :func:`palette` (Han et al., *Deep Compression*, ICLR 2016, section 3); their places in it take the forms.
+in a :func:`palette` (Han et al., *Deep Compression*, ICLR 2016, section 3); places in it take the forms.
 
 No form looks at a number's value: what comes back are the bytes that were there, whatever they meant.
 
