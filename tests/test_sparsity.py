@@ -74,6 +74,18 @@ def test_what_is_no_pattern(make, words) -> None:
         make()
 
 
+@given(
+    st.lists(st.sampled_from([-1.0, 0.0, 1.0, 2.0, float("inf"), float("nan")]), min_size=1, max_size=30),
+    st.floats(0, 1),
+)
+def test_of_equal_scores_the_first_go_and_what_is_no_number_last(values: list[float], share: float) -> None:
+    scores = torch.tensor(values)
+    order = sorted(range(len(values)), key=lambda i: (values[i] != values[i], values[i], i))
+    gone = sorted(order[: round(share * len(values))])
+    mask = Anywhere(share).mask(scores[None])[0]
+    assert (~mask).nonzero()[:, 0].tolist() == gone
+
+
 @settings(deadline=None)
 @given(
     rows=edges, columns=st.integers(2, 10), samples=st.integers(12, 30), share=st.floats(0.1, 0.9), seed=seeds

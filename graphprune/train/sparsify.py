@@ -219,9 +219,10 @@ class Sparsify:
             masks, ranked = self.masks, {}
             for weight in self._weights():
                 value, mask = self.module.get_parameter(weight.name), masks[weight.name]
-                score = value * self._slopes[weight.name] if self._slopes else value
+                wide = value if value.element_size() >= 4 else value.float()
+                score = wide * self._slopes[weight.name] if self._slopes else wide
                 # What went has the lowest score of all, so that it goes again, and first.
-                score = score.double().abs().masked_fill(mask == 0, -1.0)
+                score = score.abs().masked_fill(mask == 0, -1.0)
                 ranked[weight.name] = weight.matrix(score)
             kept = chosen(ranked, pattern, self._scope, None)
             for weight in self._weights():

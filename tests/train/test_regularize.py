@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune.errors import AxisError, InputError
+from graphprune.graph import Graph
 from graphprune.module import TracedModule
 from graphprune.train import Constant, GroupLasso, Growing, Shrink, Slimming, Sparsify, remove
+from tests.random_networks import build, sandwich
 
 from .networks import batches, net, train
 
@@ -235,3 +237,28 @@ def test_a_vision_transformer() -> None:
     growing = Growing(module, module.captured.plan(ratio=0.3), rate=1.0, every=1)
     growing.step()
     assert growing().item() > 0
+
+
+STEPS = [
+    ("image", n) for n in ("residual", "concat", "grouped", "depthwise", "shuffle", "squeeze_excitation")
+] + [("sequence", n) for n in ("mlp", "gated_mlp", "attention", "multihead", "recurrent", "tied")]
+
+
+@pytest.mark.parametrize(("family", "step"), STEPS, ids=lambda v: v)
+def test_a_group_is_what_goes_with_its_position(family: str, step: str) -> None:
+    """The oracle is the rewrite: how much less there is of a network without one position."""
+    model, inputs, _ = build(sandwich(family, step, 0))
+    module = graphprune.trace(model, inputs).module
+    penalty = GroupLasso(module, 1.0, statistical=True)
+    graph, norms = module.captured, penalty.norms()
+
+    def squares(of: Graph) -> float:
+        return sum(float(p.detach().square().sum()) for p in of.parameters.values())
+
+    whole = squares(graph)
+    assert norms
+    for name, found in norms.items():
+        for position in {0, len(found) // 2, len(found) - 1}:
+            if len(found) > 1:
+                small = graph.apply(graph.plan({name: [position]}))
+                assert float(found[position].detach()) ** 2 == pytest.approx(whole - squares(small), abs=1e-8)
