@@ -511,7 +511,11 @@ def test_a_given_optimizer_gets_the_adapters_parameters_once() -> None:
 
 def test_a_student_comes_closer_to_its_teacher() -> None:
     teacher, student, (x, y) = network(), network(inner=3), batch(32)
-    terms = [SoftTargets(), AttentionTransfer(["layer1", "layer2"]), SimilarityPreserving("layer2")]
+    terms = [
+        SoftTargets(),
+        AttentionTransfer(["layer1", "layer2"], weight=10),
+        SimilarityPreserving("layer2"),
+    ]
     distillation = Distillation(teacher, student, terms, alpha=1.0)
     seen: list[dict[str, float]] = []
     finetune(

@@ -322,6 +322,7 @@ def check(found: dict[str, Any]) -> None:
 def _forked(rank: int, port: int, file: Path) -> None:
     from accelerate.state import AcceleratorState, PartialState
 
+    torch.set_num_threads(1)  # threads of the parent are not there
     for state in (AcceleratorState, PartialState):
         state._reset_state()
     os.environ.update(
