@@ -1,8 +1,9 @@
 """``graphprune.toml``: what a build is, in a file.
 
 The keys are the options of ``graphprune optimize`` without their dashes; passes are a pipeline text, or
-``[[passes]]`` tables with a ``name`` and that pass's options. Paths are relative to the recipe's own
-directory. A key nobody knows is an error, because a budget that is misspelt would be a budget ignored.
+``[[passes]]`` tables with a ``name`` and that pass's options; ``[iterate]`` is a table of its own. Paths are
+relative to the recipe's own directory. A key nobody knows is an error, because a budget that is misspelt
+would be a budget ignored.
 
 >>> recipe = parse('target = "arm"\\nthreads = 2\\n')
 >>> recipe.target, recipe.threads, recipe.pipeline is None
@@ -19,7 +20,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from . import iterating
 from .errors import GraphpruneError, RecipeError, suggestion
+from .iterating import Iterating
 from .textual import make_pass, parse_pipeline
 
 if sys.version_info >= (3, 11):
@@ -49,6 +52,7 @@ class Recipe:
         max_drop: how much of what ``evaluate`` gives may be lost.
         allow_float: whether the runtime may compute in float what is quantized.
         dump: a directory for the graph's text after every pass.
+        iterate: pruning and training in rounds, before all that (:mod:`graphprune.iterating`).
         directory: what relative paths and modules are relative to.
     """
 
@@ -75,6 +79,7 @@ class Recipe:
     max_drop: float | None = None
     allow_float: bool | None = None
     dump: str | None = None
+    iterate: Iterating | None = None
     directory: Path = Path(".")
 
     def override(self, **flags: Any) -> Recipe:
@@ -145,11 +150,11 @@ def parse(text: str, name: str = "recipe") -> Recipe:
     known = {f.name.replace("_", "-"): f.name for f in fields(Recipe) if f.name in _TYPES}
     options: dict[str, Any] = {}
     for key, value in values.items():
-        if key == "passes":
+        if key in ("passes", "iterate"):
             continue
         plain = key.replace("_", "-")
         if plain not in known:
-            every = [*known, "passes"]
+            every = [*known, "passes", "iterate"]
             raise RecipeError(
                 f"{name}: unknown key {key!r}{suggestion(plain, every)}; known: {', '.join(sorted(every))}"
             )
@@ -163,6 +168,11 @@ def parse(text: str, name: str = "recipe") -> Recipe:
             parse_pipeline(options["pipeline"])
     except GraphpruneError as error:
         raise RecipeError(f"{name}: {error}") from error
+    if "iterate" in values:
+        options["iterate"] = iterating.parse(values["iterate"], name)
+        clash = [key for key in ("macs", "params", "bytes", "latency") if key in options]
+        if clash:
+            raise RecipeError(f"{name}: [iterate] has the budget; {clash[0]} above it would prune once more")
     return Recipe(**options)
 
 

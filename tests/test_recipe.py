@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from graphprune.errors import RecipeError
+from graphprune.iterating import Iterating
 from graphprune.recipe import Recipe, parse, read
 
 FULL = """
@@ -41,6 +42,25 @@ name = "clean-up"
 name = "fold-constants"
 max-bytes = 4096
 """
+ITERATE = """
+[iterate]
+data = "training:batches"
+loss = "training:loss"
+optimizer = "training:optimizer"
+distil = "training:terms"
+temperature = 4
+alpha = 0.9
+macs = 0.5
+params = 100
+per-round = 0.05
+epochs = 3
+lr = 0.001
+repair = false
+directory = "state"
+
+[iterate.pruning]
+align = 4
+"""
 
 
 def test_every_option(tmp_path: Path) -> None:
@@ -55,7 +75,34 @@ def test_every_option(tmp_path: Path) -> None:
         precision="int8", max_drop=0.01, allow_float=True, directory=tmp_path,
     )  # fmt: skip
     assert recipe.path("out") == tmp_path / "build" / "small"
-    assert all(getattr(recipe, f.name) is not None for f in fields(Recipe))
+    assert all(getattr(recipe, f.name) is not None for f in fields(Recipe) if f.name != "iterate")
+
+
+def test_the_table_of_rounds() -> None:
+    table = parse(ITERATE).iterate
+    assert table == Iterating(
+        data="training:batches", loss="training:loss", optimizer="training:optimizer",
+        distil="training:terms", temperature=4, alpha=0.9, macs=0.5, params=100, per_round=0.05, epochs=3,
+        lr=0.001, repair=False, directory="state", pruning={"align": 4},
+    )  # fmt: skip
+    assert all(getattr(table, f.name) is not None for f in fields(Iterating))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("iterate = 3", "must be a table"),
+        ('[iterate]\nloss = "a:b"', r"\[iterate\] needs data"),
+        (ITERATE.replace("per-round", "per-rund"), "did you mean 'per-round'"),
+        (ITERATE.replace("epochs = 3", "epochs = 3.5"), "epochs in .* must be a whole number"),
+        (ITERATE.replace("repair = false", "repair = 0"), "repair in .* must be true or false"),
+        *((f"{name} = 0.5{ITERATE}", "has the budget") for name in ("macs", "params", "bytes")),
+        (f"latency = '5ms'{ITERATE}", "has the budget"),
+    ],
+)
+def test_a_table_of_rounds_that_would_be_ignored_in_part(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse(text)
 
 
 def test_flags_override() -> None:

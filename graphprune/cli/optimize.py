@@ -156,13 +156,43 @@ def _settled(recipe: Recipe, places: dict[str, Path], say: Any, **more: Any) -> 
     }
     if recipe.latency is not None:
         settings["latency"] = _latency(recipe.latency)
+    model, notes = source.model, source.notes
+    if recipe.iterate is not None:
+        model, rounds = _in_rounds(
+            recipe, model, example_inputs, example_kwargs, calibration, evaluate, say, more
+        )
+        notes = (*notes, *rounds)
     result = api.optimize(
-        source.model, example_inputs, example_kwargs=example_kwargs, calibration=calibration,
+        model, example_inputs, example_kwargs=example_kwargs, calibration=calibration,
         evaluate=evaluate, progress=say, dump=recipe.path("dump"), **settings, **more,
     )  # fmt: skip
     if more:
         return result
-    return replace(result, report=replace(result.report, notes=(*source.notes, *result.report.notes)))
+    return replace(result, report=replace(result.report, notes=(*notes, *result.report.notes)))
+
+
+def _in_rounds(
+    recipe: Recipe, model: Any, inputs: Any, kwargs: Any, calibration: Any, evaluate: Any, say: Any, more: Any
+) -> tuple[Any, tuple[str, ...]]:  # fmt: skip
+    """The network that the recipe's rounds of pruning and training leave, and what a report says of them."""
+    from .. import iterating
+
+    if more:
+        raise InputError(
+            "--dry-run shows the plan of one pruning; the recipe's [iterate] trains between several"
+        )
+    assert recipe.iterate is not None
+    again = [name for name in ("macs", "params", "bytes", "latency") if getattr(recipe, name) is not None]
+    if again:
+        raise InputError(f"the recipe's [iterate] has the budget; --{again[0]} would prune once more")
+    options = {"seed": recipe.seed, "target": recipe.target}
+    done = iterating.run(
+        recipe.iterate, model, inputs, kwargs, base=recipe.directory, say=say, calibration=calibration,
+        evaluate=evaluate, **{name: value for name, value in options.items() if value is not None},
+    )  # fmt: skip
+    last = done.rounds[-1].parameters if done.rounds else done.before[1]
+    summary = f"pruned and trained in {len(done.rounds)} rounds, parameters {done.before[1]:,} → {last:,}"
+    return done.module, (summary, *done.notes)
 
 
 def _latency(text: str) -> float | str:

@@ -191,3 +191,59 @@ def test_one_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="one process"):
         iterate(nn.Linear(4, 2), torch.zeros(2, 4), [], F.mse_loss, params=0.5)
+
+
+NETS = """
+import torch
+from torch import nn
+from tests.train.iterating import Shuffled, network as small, correct
+
+def network():
+    return small(), torch.zeros(1, 1, 6, 6)
+
+def batches():
+    return Shuffled()
+
+loss = nn.functional.cross_entropy
+
+def optimizer(parameters):
+    return torch.optim.SGD(parameters, 0.05, momentum=0.9)
+"""
+RECIPE = """
+source = "iterate_nets:network"
+evaluate = "iterate_nets:correct"
+out = "build"
+seed = 5
+measure = false
+
+[iterate]
+data = "iterate_nets:batches"
+loss = "iterate_nets:loss"
+optimizer = "iterate_nets:optimizer"
+temperature = 2.0
+params = 0.5
+per-round = 0.22
+epochs = 2
+directory = "state"
+
+[iterate.pruning]
+align = 1
+"""
+
+
+def test_a_recipe_does_the_same_and_builds_what_comes_out(whole: Iterated, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from graphprune.cli import app
+
+    (tmp_path / "iterate_nets.py").write_text(NETS)
+    (tmp_path / "graphprune.toml").write_text(RECIPE)
+    done = CliRunner().invoke(app, ["optimize", "--recipe", str(tmp_path / "graphprune.toml"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert "pruned and trained in 3 rounds" in done.stdout
+    saved = Saved.read(tmp_path / "state")
+    assert saved is not None
+    assert saved.done == whole.rounds
+    artifact = graphprune.load(tmp_path / "build")
+    x = torch.randn(1, 1, 6, 6)
+    torch.testing.assert_close(artifact(x), whole.module(x).detach(), atol=1e-4, rtol=1e-3)
