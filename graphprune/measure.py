@@ -105,6 +105,7 @@ def isolated(
     min_seconds: float = 0.0,
     threads: int | None = None,
     pause: float = 0.0,
+    start: str = "spawn",
 ) -> dict[str, Timing]:
     """Time candidates in turns, each in a fresh process; the arguments are :func:`interleaved`'s.
 
@@ -113,13 +114,15 @@ def isolated(
             and that builds the call in its own process.
         pause: seconds of rest before each call, so that threads of the process that ran before stop
             spinning and give their cores back.
+        start: how a process begins, in the words of :mod:`multiprocessing`: ``spawn`` imports everything
+            again, ``forkserver`` shares what its server has imported, which is less memory for many.
 
     Raises:
         InputError: there is no candidate, or a number makes no sense.
         GraphpruneError: a candidate failed in its process; names it.
     """
     _check(factories, rounds, warmup, threads)
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context(start)
     workers: dict[str, Any] = {}
     pipes: dict[str, Any] = {}
     try:
@@ -250,7 +253,7 @@ def _work(pipe: Any, factory: Callable[[], Callable[[], Any]], warmup: int, thre
             pipe.send(used)
             while pipe.recv():
                 pipe.send(_once(call))
-    except EOFError:
+    except (EOFError, ConnectionError):
         return  # the measurement is over
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")

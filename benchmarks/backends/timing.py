@@ -5,6 +5,7 @@ A call runs the network ``repeat`` times. The plain export is there twice: the r
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable
 from functools import partial
@@ -42,8 +43,10 @@ def timed(setup: Setup, folder: Path, threads: int, rounds: int) -> tuple[dict[s
         first()
         lasted.append(time.perf_counter() - start)
     repeat = max(1, round(TURN / min(lasted)))
+    multiprocessing.set_forkserver_preload([__name__])  # a score of processes, each with torch in it
     calls = {name: partial(how, setup, folder, threads, repeat) for name, how in contestants(folder).items()}
-    return isolated(calls, rounds=rounds, warmup=2, threads=threads, pause=PAUSE), repeat
+    timings = isolated(calls, rounds=rounds, warmup=2, threads=threads, pause=PAUSE, start="forkserver")
+    return timings, repeat
 
 
 def contestants(folder: Path) -> dict[str, Callable[[Setup, Path, int, int], Call]]:
@@ -75,7 +78,7 @@ def automatic(setup: Setup, folder: Path, precision: str, threads: int) -> tuple
     """What ``backend="auto"`` measures and takes among the artifacts of a precision."""
     made = artifacts(folder)
     paths = {b: made.get(f"{b}, {precision}", made.get(f"{b}, {SAME.get(precision)}")) for b in BACKENDS}
-    openers = {b: partial(_opened, path, setup, threads) for b, path in paths.items() if path is not None}
+    openers = {b: partial(_opened, path, threads) for b, path in paths.items() if path is not None}
     return fastest(openers, threads=threads)
 
 
@@ -95,7 +98,7 @@ def plain(setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = ort.InferenceSession(folder / PLAIN, options, providers=["CPUExecutionProvider"])
-    given = {name: torch.from_numpy(values) for name, values in np.load(folder / INPUTS).items()}
+    given = inputs(folder)
 
     def call() -> list[torch.Tensor]:
         feed = {name: value.numpy() for name, value in given.items()}
@@ -111,11 +114,16 @@ def openvino(file: str, floats: str, setup: Setup, folder: Path, threads: int, r
 
 def artifact(path: Path, setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
     """What ``graphprune.load`` opens, called with the original's own arguments."""
-    return _repeated(_opened(path, setup, threads), repeat)
+    return _repeated(_opened(path, threads), repeat)
 
 
-def _opened(path: Path, setup: Setup, threads: int) -> Call:
-    return partial(graphprune.load(path, threads=threads), *setup.inputs())
+def inputs(folder: Path) -> dict[str, torch.Tensor]:
+    """The batch that everything is called with, in the order of the network's arguments."""
+    return {name: torch.from_numpy(values) for name, values in np.load(folder / INPUTS).items()}
+
+
+def _opened(path: Path, threads: int) -> Call:
+    return partial(graphprune.load(path, threads=threads), *inputs(path.parent).values())
 
 
 def _repeated(call: Call, repeat: int) -> Call:
