@@ -65,6 +65,8 @@ def for_xnnpack(graph: Graph) -> None:
             _kept_dimensions(graph, node)
         elif kind(node) == "reshape":
             _one_open_size(graph, node)
+        elif kind(node) == "pad":
+            _rounded_again(graph, node)
     for node in [n for n in graph.fx.nodes if n.target in (_BY_CHANNEL, _DEQUANTIZE)]:
         if graph.constant(node.args[0]) is not None and not _in_integers(node):
             _as_float(graph, node)
@@ -135,6 +137,19 @@ def _kept_dimensions(graph: Graph, node: fx.Node) -> None:
             result = graph.fx.call_function(target, (result, *rest))
     node.replace_all_uses_with(result)  # type: ignore[arg-type]
     graph.fx.erase_node(node)
+
+
+def _rounded_again(graph: Graph, node: fx.Node) -> None:
+    """Integers behind padded integers: those there are, as zeros and they have the same scale."""
+    source = node.args[0]
+    reads_again = all(user.target is _QUANTIZE for user in node.users)
+    if not isinstance(source, fx.Node) or source.target is not _DEQUANTIZE or reads_again:
+        return
+    with graph.fx.inserting_after(node):
+        integers = graph.fx.call_function(_QUANTIZE, (node, *source.args[1:]))
+    with graph.fx.inserting_after(integers):
+        result = graph.fx.call_function(_DEQUANTIZE, (integers, *source.args[1:]))
+    node.replace_all_uses_with(result, delete_user_cb=lambda user: user is not integers)
 
 
 def _signed_dynamic(node: fx.Node) -> None:

@@ -111,6 +111,20 @@ def test_numbers_stay_the_same_when_they_are_written_for_xnnpack():
     assert kinds == {torch.int8}
 
 
+def test_padding_by_itself_runs_in_integers():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 16, 3, stride=2), nn.ReLU6(),
+        nn.ZeroPad2d((2, 1, 0, 1)), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU(),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 3, 16, 16)
+    result = optimized(model, x)
+    assert result.deployment.audit().macs == {"int8": 2 * 16 * (8 * 8 * 27 + 7 * 9 * 9)}
+    assert all(certificate.passed for certificate in result.deployment.certificates.values())
+    with torch.no_grad():
+        assert float((result(x) - model(x)).norm() / model(x).norm()) < 0.02
+
+
 def test_constants_between_quantizers_are_written_anew():
     class Shifted(nn.Module):
         def __init__(self) -> None:
