@@ -51,7 +51,7 @@ LAYERS = {
     "train": ("train",),
     "front": (
         "report", "result", "precision", "pruning", "building", "measured", "api", "input_text", "sources",
-        "recipe", "gates", "emulation", "proof", "cli",
+        "iterating", "recipe", "gates", "emulation", "proof", "cli",
     ),
 }  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}
