@@ -36,6 +36,7 @@ from . import flat_inputs
 from .exported import exported, first_line, specifications, tensor_outputs, tensors_only
 from .inductor_audit import OPERATORS_FILE, PACKAGE_FILE, asked, read
 from .inductor_device import device_of, moved
+from .inductor_sparse import compressed
 
 aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 
@@ -67,12 +68,14 @@ class Inductor:
         work = graph.copy()
         understood(work)
         operators = asked(work)
+        notes: tuple[str, ...] = ()
         if target.arch == "cuda":
             work = moved(work, "cuda")
+            notes = compressed(work)
         with quiet(), torch.no_grad():
             package = _compiled(exported(work, kept))
         files = {PACKAGE_FILE: package, OPERATORS_FILE: json.dumps(operators).encode()}
-        return Lowered(self.name, files, inputs, outputs, {"torch": torch.__version__})
+        return Lowered(self.name, files, inputs, outputs, {"torch": torch.__version__}, notes)
 
     def open(
         self,

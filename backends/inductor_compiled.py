@@ -27,6 +27,8 @@ from graphprune.threads import checked, torch_threads
 
 from .exported import tensor_outputs
 from .inductor import OPTIONS, not_compiled, quiet, understood
+from .inductor_device import moved
+from .inductor_sparse import compressed
 
 # The front half of the compiler reads them, too, which `options` of torch.compile do not reach: without them
 # weights would be inputs and nothing would be frozen.
@@ -39,13 +41,19 @@ class Compiled:
     Attributes:
         certificate: of its answer to the example inputs against the graph's.
         threads: of torch during a call; ``None`` leaves them.
+        device: it computes on; inputs go there, results to where the inputs were.
+        notes: what a reader should know of it.
     """
 
-    def __init__(self, graph: Graph, threads: int | None = None):
-        self.signature, self.threads = graph.signature, checked(threads)
+    def __init__(self, graph: Graph, threads: int | None = None, device: str = "cpu"):
+        self.signature, self.threads, self.device = graph.signature, checked(threads), torch.device(device)
         work = graph.copy()
         kept = tensor_outputs(work)
         understood(work)
+        self.notes: tuple[str, ...] = ()
+        if self.device.type != "cpu":
+            work = moved(work, device)
+            self.notes = compressed(work)
         flat = work.output.args[0]
         self._constant = {i: v for i, v in enumerate(flat) if i not in kept}  # type: ignore[arg-type]
         work.output.args = (tuple(flat[i] for i in kept),)  # type: ignore[index]
@@ -66,7 +74,8 @@ class Compiled:
         Raises:
             BackendError: it does not compile.
         """
-        given = [value.detach().contiguous() for value in inputs]
+        home = inputs[0].device if inputs else torch.device("cpu")
+        given = [value.detach().to(self.device).contiguous() for value in inputs]
         shapes = tuple((value.shape, value.dtype) for value in given)
         # Setting them takes a millisecond, and what is compiled stays so.
         compiles: AbstractContextManager[Any] = nullcontext() if shapes in self._seen else _SETTINGS()
@@ -77,4 +86,4 @@ class Compiled:
             raise not_compiled(error) from error
         self._seen.add(shapes)
         count = len(self._kept) + len(self._constant)
-        return tuple(self._constant[i] if i in self._constant else next(found) for i in range(count))
+        return tuple(self._constant[i] if i in self._constant else next(found).to(home) for i in range(count))

@@ -64,13 +64,15 @@ class Result:
     def compiled(self, *, threads: int | None = None) -> Compiled:
         """The optimised graph through ``torch.compile``, for use in this process: compiled and proved.
 
+        It runs on the CPU, or where the target is ``cuda`` on the GPU.
+
         Raises:
             BackendError: there is no C++ compiler, or it does not compile.
             VerificationError: what came out does not reproduce the graph.
         """
         from graphprune.backends.inductor_compiled import Compiled
 
-        return Compiled(self.graph, threads)
+        return Compiled(self.graph, threads, "cuda" if self.deployment.target.arch == "cuda" else "cpu")
 
     def audit(self) -> Audit:
         """Every operator as the runtime executes it.
