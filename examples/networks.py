@@ -164,10 +164,11 @@ def _torchcrepe_model(folder: Path) -> Any:
     """
     stand_in = types.ModuleType("torchcrepe")
     vars(stand_in)["PITCH_BINS"] = PITCH_BINS
-    spec = importlib.util.spec_from_file_location("torchcrepe.model", folder / "model.py")
+    spec = importlib.util.spec_from_file_location("torchcrepe_model", folder / "model.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # torch.compile looks for the module of what it inlines
     previous = sys.modules.get("torchcrepe")
     sys.modules["torchcrepe"] = stand_in
     try:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import graphprune
+from benchmarks.backends import cuda
 from graphprune.pipeline import Pipeline
 
 HALVE = "half-precision{dtype=bfloat16}"
@@ -102,6 +103,12 @@ def test_a_weight_of_two_linears_is_compressed_once() -> None:
 )
 def test_the_pattern(row: list[float], fits: bool) -> None:
     assert two_of_four(torch.tensor([row], dtype=torch.float32)) is fits
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, and it would take minutes")
+def test_the_benchmark_without_a_gpu_says_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cuda.main([]) == 0
+    assert capsys.readouterr().out == "not run: no NVIDIA GPU here\n"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="not run: no NVIDIA GPU here")
