@@ -69,9 +69,10 @@ def measure(name: str, batch: int, rounds: int) -> list[list[str]]:
     for form, result in made.items():
         errors = [c.max_relative for what, c in result.report.certificates.items() if "against graph" in what]
         sparse = sum("sparse product" in note for note in result.report.notes)
+        said = f"{sparse} sparse products" if sparse else ""
         rows.append([
             name, str(batch), form, *_cells(timings, f"compiled, {form}"),
-            *_cells(timings, f"AOTInductor, {form}"), f"{max(errors):.1e}", f"{sparse} sparse products" if sparse else "",
+            *_cells(timings, f"AOTInductor, {form}"), f"{max(errors):.1e}", said,
         ])  # fmt: skip
     return rows
 
