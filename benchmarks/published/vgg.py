@@ -2,11 +2,12 @@
 
     python -m benchmarks.published.vgg [--seeds …] [--epochs 4]
 
-Thirteen convolutions in five stages and three linear layers, as VGG-16, all a quarter as wide, for digits of
-32 × 32 pixels. In every round all channels and hidden units stand in one queue, by the error that is left
-when they are gone and the rest refitted, divided by the parameters that go with them, and the first 30 % of
-what is left go. Then the network is repaired (closed form, no labels), and trained for a few epochs at a
-tenth of the learning rate. The third column stops after the repair of each round.
+Thirteen convolutions in five stages and three linear layers, as VGG-16, all a quarter as wide; the first
+convolution halves, since a digit needs no more. In every round all channels and hidden units stand in one
+queue, by the error that is left when they are gone and the rest refitted, divided by the parameters that go
+with them, and as many as are 30 % of the original's go: 10 % are left after the third. Then the network is
+repaired (closed form, no labels), and trained for a few epochs at a tenth of the learning rate. The first
+column stops after the repair of each round.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ HIDDEN = 1024
 TRAINING = Recipe(10, 0.05)
 RATE = TRAINING.rate / 10
 ROUNDS, SHARE = 3, 0.3
-COLUMNS = ("trained", "distilled", "repaired only")
+COLUMNS = ("repaired only", "trained", "distilled")
 
 
 class Digits(nn.Module):
-    """``[n, 1, 28, 28]`` with a border of two, so that five halvings end in one position."""
+    """A border of two around ``[n, 1, 28, 28]``, so that five halvings end in one position."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[n, 1, 32, 32]``."""
@@ -59,10 +60,10 @@ def vgg16() -> nn.Module:
     layers: list[nn.Module] = [Digits()]
     inputs = 1
     for stage in WIDTHS:
+        layers += [nn.MaxPool2d(2)] if inputs > 1 else []
         for outputs in stage:
-            layers += convolution(inputs, outputs, 3, activation=nn.ReLU)
+            layers += convolution(inputs, outputs, 3, 2 if inputs == 1 else 1, activation=nn.ReLU)
             inputs = outputs
-        layers.append(nn.MaxPool2d(2))
     layers.append(nn.Flatten())
     for _ in range(2):
         layers += [nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Dropout(0.5)]
@@ -72,7 +73,7 @@ def vgg16() -> nn.Module:
 
 def trained(seed: int) -> nn.Module:
     """A trained network, from the cache or trained now."""
-    path = CACHE / f"vgg16-{seed}-{TRAINING.epochs}-{TRAINING.rate}.pt"
+    path = CACHE / f"vgg16-linears-{seed}-{TRAINING.epochs}-{TRAINING.rate}.pt"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = vgg16()
@@ -94,13 +95,12 @@ class Batches:
             yield moved(images[batch]), labels[batch]
 
 
-def without(graph: Graph, share: float, calibration: list[Tensor]) -> Graph:
-    """The network without that share of its channels, the least important of all of them."""
+def without(graph: Graph, count: int, calibration: list[Tensor]) -> Graph:
+    """The network without that many of its channels, the least important of all of them."""
     ranked = Candidates.of(
-        graph, "reconstruction", limits=Limits(minimum=0.05), data=Data(calibration, None, 512)
+        graph, "reconstruction", limits=Limits(minimum=0.02), data=Data(calibration, None, 512)
     )
     queue = ranked.queue({}, {"params": 1.0})
-    count = round(share * channels(graph))
     gone = 0
     for index, step in enumerate(queue.steps):  # noqa: B007 - read behind the loop
         gone += len(step.positions)
@@ -145,7 +145,7 @@ def run(seed: int, column: str, epochs: int, digits: Split) -> list[Round]:
     steps = epochs * -(-len(training_digits()[0]) // BATCH)
     rounds = []
     for number in range(1, ROUNDS + 1):
-        graph = Repair().run(without(graph, SHARE, digits.calibration), context).graph
+        graph = Repair().run(without(graph, round(SHARE * start), digits.calibration), context).graph
         repaired = digits.score(graph.module)
         if column != "repaired only":
             student = graph.module
@@ -179,15 +179,16 @@ def text(rounds: list[Round], facts: dict[str, str]) -> str:
         for column in COLUMNS:
             lost = [r.lost for r in own if r.column == column]
             spread = f" ({min(lost):+.1f} to {max(lost):+.1f})" if len(lost) > 1 else ""
-            row.append(f"{statistics.mean(lost):+.1f}{spread}")
+            row.append(f"{statistics.mean(lost):+.1f}{spread}" if lost else "")
         lines.append(row)
     baselines = sorted({r.seed: r.baseline for r in rounds}.items())
     about = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     before = ", ".join(f"{value:.1%}" for _, value in baselines)
     return (
-        "# A VGG-16 in three rounds of 30 %\n\nWritten by `python -m benchmarks.published.vgg`.\n\n"
+        "# A VGG-16 in three rounds of 30 % of its channels\n\n"
+        "Written by `python -m benchmarks.published.vgg`.\n\n"
         f"{about}\n\nAccuracy before, on 1,000 held-out digits: {before}. Points lost, the mean over seeds; "
-        f"0.1 points are one digit.\n\n{table(head, lines)}\n\n"
+        f"0.1 points are one digit, and less than none comes of training on.\n\n{table(head, lines)}\n\n"
         "`trained`: repaired, then trained with labels. `distilled`: the same epochs with the unpruned "
         "network's probabilities as targets (temperature 4, nine tenths of the loss). `repaired only`: no "
         "label and no gradient.\n"
@@ -202,7 +203,7 @@ def _between(values: list[float]) -> str:
 def main() -> None:
     """Run what was asked for, print the page and write it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1))
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
     given = parser.parse_args()
@@ -213,11 +214,11 @@ def main() -> None:
     for seed in given.seeds:
         for column in COLUMNS:
             rounds += run(seed, column, given.epochs, digits)
-        page = text(rounds, facts)
-        (given.output / "vgg.md").write_text(page)
-        plain = {"conditions": facts, "rounds": [asdict(r) | {"lost": r.lost} for r in rounds]}
-        (given.output / "vgg.json").write_text(json.dumps(plain, indent=1) + "\n")
-        print(page, f"{time.perf_counter() - started:.0f} s", flush=True)
+            page = text(rounds, facts)
+            (given.output / "vgg.md").write_text(page)
+            plain = {"conditions": facts, "rounds": [asdict(r) | {"lost": r.lost} for r in rounds]}
+            (given.output / "vgg.json").write_text(json.dumps(plain, indent=1) + "\n")
+    print(page, f"{time.perf_counter() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
