@@ -139,7 +139,8 @@ def write(rows: list[Row]) -> None:
 
 _ABOUT = """\
 Scores in percent, the mean over seeds and from the least to the most; 2:4 keeps two of every four
-neighbouring inputs. *Stored* is the compressed file to that of the dense network, *s* what the correction took.
+neighbouring inputs. *Stored* is the compressed file to that of the dense network, *s* what the correction
+took.
 """
 
 
