@@ -24,9 +24,11 @@ from graphprune.result import Result
 from graphprune.train import Distillation, Polynomial, Shrink, SoftTargets, Sparsify
 
 BATCH = 32
-CHANNELS = 0.66  # of the parameters that go with whole channels: 12 become 4
+CHANNELS = 0.58  # of the parameters that go with whole channels: 12 become 5
+LONGER = 3  # times as many epochs for the network that loses channels, the learning rate falling to zero
 BITS = 4
 TEMPERATURE = 3.0
+RATE = 1e-3
 
 Data = dict[str, Tensor]
 
@@ -36,7 +38,7 @@ def train(data: Data, folder: Path, seed: int, baseline_epochs: int, epochs: int
     torch.manual_seed(seed)
     rows: dict[str, Any] = {}
     examples = [data["train_x"][i : i + BATCH] for i in range(0, 512, BATCH)]
-    steps = epochs * (len(data["train_x"]) // BATCH)
+    batches = len(data["train_x"]) // BATCH
 
     def note(name: str, file: str, result: Result) -> None:
         place = result.save(folder / file, overwrite=True, compress="zstd", reference=False)
@@ -57,10 +59,12 @@ def train(data: Data, folder: Path, seed: int, baseline_epochs: int, epochs: int
         )
 
     def sparse(module: Any, teacher: nn.Module | None, only: tuple[str, ...] = ()) -> Masks:
-        optimizer = torch.optim.Adam(module.parameters(), 1e-3)
-        schedule = Polynomial(initial=0.5, final=0.8, end=steps, frequency=100)
+        optimizer = torch.optim.Adam(module.parameters(), RATE)
+        count = epochs if teacher is None else LONGER * epochs
+        end = count * batches // (1 if teacher is None else 2)
+        schedule = Polynomial(initial=0.5, final=0.8, end=end // 100 * 100, frequency=100)
         sparsify = Sparsify(module, schedule, optimizer=optimizer, only=only)
-        fit(module, data, epochs, seed, optimizer, [sparsify], teacher)
+        fit(module, data, count, seed, optimizer, [sparsify], teacher)
         masks = {name: mask.clone() for name, mask in sparsify.masks.items()}
         sparsify.strip()
         return masks
@@ -70,12 +74,19 @@ def train(data: Data, folder: Path, seed: int, baseline_epochs: int, epochs: int
     ) -> tuple[Graph, nn.Module]:
         graph = graphprune.trace(module.eval(), examples[0], dynamic_batch=True)
         aware = prepare(graph, calibration=examples, bits=bits)
-        optimizer = torch.optim.Adam(aware.module.parameters(), 1e-3)
-        fit(aware.module, data, epochs, seed, optimizer, [Hold(aware.module, masks)], teacher)
+        optimizer = torch.optim.Adam(aware.module.parameters(), RATE)
+        count = epochs if teacher is None else LONGER * epochs
+        fit(aware.module, data, count, seed, optimizer, [Hold(aware.module, masks)], teacher)
         return convert(aware), aware.module
 
     baseline = Network()
-    fit(baseline, data, baseline_epochs, seed, torch.optim.Adam(baseline.parameters(), 1e-3))
+    kept = folder / "baseline.pt"
+    if kept.exists():
+        baseline.load_state_dict(torch.load(kept, weights_only=True))
+    else:
+        fit(baseline, data, baseline_epochs, seed, torch.optim.Adam(baseline.parameters(), RATE))
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(baseline.state_dict(), kept)
     note("baseline, deployed", "baseline", deployed(baseline))
 
     module = traced(copy.deepcopy(baseline))
@@ -85,11 +96,11 @@ def train(data: Data, folder: Path, seed: int, baseline_epochs: int, epochs: int
     note("pruned + QAT, deployed", "pruned-qat", deployed(rounded(module, masks, None)[0].module))
 
     module = traced(copy.deepcopy(baseline))
-    optimizer = torch.optim.Adam(module.parameters(), 1e-3)
-    schedule = Polynomial(final=CHANNELS, end=steps // 2, frequency=50)
+    optimizer = torch.optim.Adam(module.parameters(), RATE)
+    schedule = Polynomial(final=CHANNELS, end=epochs * batches // 50 * 50, frequency=50)
     shrink = Shrink(module, schedule, optimizer=optimizer, budget="params")
-    fit(module, data, epochs, seed, optimizer, [shrink], baseline)
-    masks = sparse(module, baseline, ("dense",))  # the four filters left have 36 weights together
+    fit(module, data, LONGER * epochs, seed, optimizer, [shrink], baseline)
+    masks = sparse(module, baseline, ("dense",))  # the filters left have few weights
     graph, aware = rounded(module, masks, baseline, BITS)
     note("channels + pruned + QAT, deployed", "small", deployed(in_float(module, graph, aware)))
     return rows
@@ -120,13 +131,15 @@ def fit(
     after: Sequence[Any] = (),
     teacher: nn.Module | None = None,
 ) -> None:
-    """A plain loop; with a teacher, seven tenths of the loss are its softened answers."""
+    """A plain loop; with a teacher, seven tenths of the loss are its softened answers, and the rate falls."""
     generator = torch.Generator().manual_seed(seed)
     images, labels = data["train_x"], data["train_y"]
     count = len(images) // BATCH
     taught = None
     if teacher is not None:
         taught = Distillation(teacher.eval(), module, [SoftTargets(temperature=TEMPERATURE)], alpha=0.7)
+    steps = epochs * count
+    done = 0
     module.train()
     with taught or nullcontext():
         for _ in range(epochs):
@@ -140,6 +153,10 @@ def fit(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                if taught is not None:
+                    done += 1
+                    for group in optimizer.param_groups:
+                        group["lr"] = RATE * (1 - done / steps)
                 for one in after:
                     one.step()
     module.eval()
