@@ -184,9 +184,9 @@ seeds. Size is what must be kept to load the model: theirs zipped, as they publi
 the model with its manifest, compressed. Times are medians of turns, of the files of the first seed.
 
 "channels + pruned + QAT" loses whole channels first (12 become 5), then 50 to 80 % of its linear layer, then
-its weights are trained with rounding to {mnist_ours.BITS} bits. Each of the three phases learns from the softened
-answers of the baseline as well as from the labels, {mnist_ours.LONGER} times as many epochs. It computes in
-float32 with the values that those bits stand for.
+its weights are trained with rounding to {mnist_ours.BITS} bits. Each of the three phases learns from the
+softened answers of the baseline as well as from the labels, {mnist_ours.LONGER} times as many epochs. It
+computes in float32 with the values that those bits stand for.
 
 """
 
