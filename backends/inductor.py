@@ -43,7 +43,17 @@ aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 _LINEAR = PRODUCTS | {aten.linear.default}
 
 # Kernels take as many threads as the caller has set, not as many as the compiling host had.
+UNFROZEN = "weights are not frozen, which is slower: torch gets branches behind frozen ones wrong"
 OPTIONS = {"freezing": True, "cpp.dynamic_threads": True}
+
+
+def settings(graph: Graph) -> dict[str, Any]:
+    """What a graph is compiled with.
+
+    A branch is traced on rows that follow each other, and torch 2.13 hands it what stands in another layout
+    behind a convolution with a frozen weight: it stops, or computes something else.
+    """
+    return OPTIONS | ({"layout_optimization": False, "freezing": False} if graph.bodies else {})
 
 
 class Inductor:
@@ -68,12 +78,12 @@ class Inductor:
         work = graph.copy()
         understood(work)
         operators = asked(work)
-        notes: tuple[str, ...] = ()
+        notes = (UNFROZEN,) if work.bodies else ()
         if target.arch == "cuda":
             work = moved(work, "cuda")
-            notes = compressed(work)
+            notes += compressed(work)
         with quiet(), torch.no_grad():
-            package = _compiled(exported(work, kept))
+            package = _compiled(exported(work, kept), settings(work))
         files = {PACKAGE_FILE: package, OPERATORS_FILE: json.dumps(operators).encode()}
         return Lowered(self.name, files, inputs, outputs, {"torch": torch.__version__}, notes)
 
@@ -199,11 +209,11 @@ def _as_float(graph: Graph, node: torch.fx.Node) -> None:
     graph.fx.erase_node(node)
 
 
-def _compiled(program: torch.export.ExportedProgram) -> bytes:
+def _compiled(program: torch.export.ExportedProgram, options: dict[str, Any]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="graphprune-") as folder:
         path = os.path.join(folder, PACKAGE_FILE)
         try:
-            torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=OPTIONS)
+            torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=options)
         except Exception as error:
             raise not_compiled(error) from error
         return Path(path).read_bytes()

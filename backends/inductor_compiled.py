@@ -26,13 +26,9 @@ from graphprune.rounding import proved
 from graphprune.threads import checked, torch_threads
 
 from .exported import tensor_outputs
-from .inductor import OPTIONS, not_compiled, quiet, understood
+from .inductor import not_compiled, quiet, settings, understood
 from .inductor_device import moved
 from .inductor_sparse import compressed
-
-# The front half of the compiler reads them, too, which `options` of torch.compile do not reach: without them
-# weights would be inputs and nothing would be frozen.
-_SETTINGS = partial(torch._inductor.config.patch, OPTIONS)
 
 
 class Compiled:
@@ -60,6 +56,9 @@ class Compiled:
         symbolic = any(not isinstance(s, int) for n in graph.placeholders for s in n.meta["val"].shape)
         self._kept = kept
         self._seen: set[Any] = set()
+        # The front half of the compiler reads them, too, which `options` of torch.compile do not reach:
+        # without them weights would be inputs and nothing would be frozen.
+        self._settings = partial(torch._inductor.config.patch, settings(work))
         self._run: Callable[..., Any] = torch.compile(work.callable(), fullgraph=True, dynamic=symbolic)
         what = "the compiled graph does not reproduce the graph"
         self.certificate = proved(graph, self.flat, graph.examples, what)
@@ -78,7 +77,7 @@ class Compiled:
         given = [value.detach().to(self.device).contiguous() for value in inputs]
         shapes = tuple((value.shape, value.dtype) for value in given)
         # Setting them takes a millisecond, and what is compiled stays so.
-        compiles: AbstractContextManager[Any] = nullcontext() if shapes in self._seen else _SETTINGS()
+        compiles: AbstractContextManager[Any] = nullcontext() if shapes in self._seen else self._settings()
         try:
             with quiet(), torch.no_grad(), torch_threads(self.threads), compiles:
                 found = iter(self._run(*given))

@@ -30,6 +30,7 @@ from graphprune.versions import installed
 
 from .exported import exported, first_line, tensor_outputs
 from .onnx_attention import four_dimensional
+from .onnx_branches import own_constants
 from .onnx_dynamic import dynamic
 from .onnx_files import DATA_FILE, MODEL_FILE
 from .onnx_integers import packed
@@ -68,6 +69,8 @@ def export(graph: Graph, target: Target, backend: str) -> Lowered:
     named = structure.names(structure.of_spec(graph.signature.out_spec), "output")
     _rename(model, graph.signature.names, [named.get(i, f"output_{i}") for i in kept])
     _name_symbols(model)
+    if _bytes(model) <= LARGEST_MESSAGE:
+        own_constants(model)
     results = iter(model.graph.outputs)
     return Lowered(
         backend=backend,
@@ -229,11 +232,17 @@ def _spec(value: ir.Value, meta: Any) -> TensorSpec:
     return TensorSpec(value.name or "", shape, str(meta.dtype).removeprefix("torch."))
 
 
+def _bytes(model: ir.Model) -> int:
+    """What the constants of the main graph take."""
+    values = [value.const_value for value in model.graph.initializers.values()]
+    return sum(tensor.nbytes for tensor in values if tensor is not None)
+
+
 def _files(model: ir.Model) -> dict[str, bytes]:
     """The model as bytes, its larger tensors in a second file where one message cannot hold them."""
     tensors = [(v, v.const_value) for v in model.graph.initializers.values() if v.const_value is not None]
     files: dict[str, bytes] = {}
-    if sum(tensor.nbytes for _, tensor in tensors) > LARGEST_MESSAGE:
+    if _bytes(model) > LARGEST_MESSAGE:
         chunks, offset = [], 0
         for value, tensor in tensors:
             if tensor.nbytes < _SMALL:

@@ -5,8 +5,9 @@
 The teacher is the residual network of :mod:`benchmarks.pruning.networks`, trained on 4,000 digits. Its
 students take equally many steps on the same batches in the same order, from the same first weights; what
 differs is the loss. Weights of terms are this package's defaults; that of attention was chosen after a look
-at the test digits of one seed, the others were not tuned. Two cases: a small network, and the teacher pruned to a fifth of its multiply-accumulates, without repair, whose
-layers keep their names. The rows of a case that was not asked for stay as they were.
+at the test digits of one seed, the others were not tuned. Two cases: a small network, and the teacher pruned
+to a fifth of its multiply-accumulates, without repair, whose layers keep their names. The rows of a case that
+was not asked for stay as they were.
 """
 
 from __future__ import annotations

@@ -148,6 +148,18 @@ def test_what_lies_behind_the_exit_does_not_run_for_a_sample_that_leaves(
     assert convolutions(torch.cat([leaves, stays])) == 3
 
 
+def test_what_only_the_rest_reads_is_a_constant_of_its_branch(lowered: Lowered) -> None:
+    """ONNX Runtime lays out a convolution's weight for the processor only where both are in one graph."""
+    import onnx
+
+    model = onnx.load_from_string(lowered.files["model.onnx"])
+    onnx.checker.check_model(model)
+    (decision,) = (node for node in model.graph.node if node.op_type == "If")
+    inside = {t.name for a in decision.attribute for t in a.g.initializer}
+    assert {"late.weight", "late.bias", "head.weight", "head.bias"} <= inside
+    assert not inside & {t.name for t in model.graph.initializer}
+
+
 def test_the_fit_is_the_optimum_it_is_said_to_be(model: Plain, both: Graph) -> None:
     with torch.no_grad():
         x = model.block(model.stem(images(256))).mean((2, 3)).double().numpy()
