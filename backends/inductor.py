@@ -42,8 +42,8 @@ aten, qd = torch.ops.aten, torch.ops.quantized_decomposed
 
 _LINEAR = PRODUCTS | {aten.linear.default}
 
-# Kernels take as many threads as the caller has set, not as many as the compiling host had.
 UNFROZEN = "weights are not frozen, which is slower: torch gets branches behind frozen ones wrong"
+# Kernels take as many threads as the caller has set, not as many as the compiling host had.
 OPTIONS = {"freezing": True, "cpp.dynamic_threads": True}
 
 
@@ -78,7 +78,7 @@ class Inductor:
         work = graph.copy()
         understood(work)
         operators = asked(work)
-        notes = (UNFROZEN,) if work.bodies else ()
+        notes: tuple[str, ...] = (UNFROZEN,) if work.bodies else ()
         if target.arch == "cuda":
             work = moved(work, "cuda")
             notes += compressed(work)
