@@ -51,6 +51,9 @@ def _check(graph: Graph) -> None:
             f"dynamic_batch=True, with an example of the batch size that is used, or {_OTHER}"
         )
     for node in graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            what = f"no branches or loops ({node.target.name()})"
+            raise BackendError(f"{graph.where(node)}: TVM's importer has {what}; {_OTHER}")
         name = operator_name(node) if node.op == "call_function" else ""
         if "quantize" in name or getattr(node.target, "namespace", "") == "graphprune":
             raise BackendError(

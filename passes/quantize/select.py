@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from torch import fx
@@ -45,8 +46,17 @@ class Selection:
 
 def _names(node: fx.Node) -> list[str]:
     module = node.meta.get("module")
-    parameters = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+    parameters = [str(n.target) for n in _read(node) if n.op == "get_attr"]
     return [node.name, *([module] if module else []), *parameters]
+
+
+def _read(node: fx.Node) -> Iterator[fx.Node]:
+    """What a node reads, and what that is made of where it is made of parameters alone, as a masked weight."""
+    for read in node.all_input_nodes:
+        inner = read.all_input_nodes
+        yield read
+        if read.op == "call_function" and all(n.op == "get_attr" for n in inner):
+            yield from inner
 
 
 def _matches(name: str, pattern: str) -> bool:

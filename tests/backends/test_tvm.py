@@ -406,6 +406,15 @@ def test_integers_are_refused() -> None:
         )
 
 
+def test_a_branch_is_refused_as_one() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cond(x.sum() > 0, lambda v: v + 1, lambda v: v.amax() - v, (x,))
+
+    with pytest.raises(BackendError, match=r"no branches or loops \(cond\)"):
+        Tvm().lower(graphprune.trace(Branches(), torch.ones(3)), CPU)
+
+
 def test_half_precision_is_refused() -> None:
     graph = graphprune.trace(nn.Linear(3, 2).bfloat16(), torch.zeros(1, 3, dtype=torch.bfloat16))
     with pytest.raises(BackendError, match="bfloat16, for which TVM has no"):

@@ -156,9 +156,10 @@ def test_two_of_four_by_way_of_three() -> None:
         Sparsify(net()[1], Cubic(final=0.8, end=4), pattern="2:4")
 
 
-def test_blocks() -> None:
+@pytest.mark.parametrize("only", ["head", "head.weight"])
+def test_blocks_of_a_module_or_of_a_weight_by_name(only: str) -> None:
     _, module = net()
-    sparsify = Sparsify(module, Constant(0.5), pattern="4x4", only=("head",))
+    sparsify = Sparsify(module, Constant(0.5), pattern="4x4", only=(only,))
     (mask,) = sparsify.masks.values()
     assert sorted(mask.reshape(4, 2, 4).sum((0, 2)).tolist()) == [0, 16]
 
