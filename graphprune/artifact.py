@@ -78,8 +78,7 @@ def save(
         InputError: there is no such compression.
         MissingExtraError: ``zstandard`` is not installed.
     """
-    if compress not in (None, "zstd"):
-        raise InputError(f"compress={compress!r} is not known; give 'zstd', or None")
+    check_compression(compress)
     place = _place(directory)
     reserved = {MANIFEST, MEASUREMENTS, REPORT, REFERENCE, STORED}
     bad = [name for name in lowered.files if name in reserved or escapes(name)]
@@ -118,6 +117,21 @@ def save(
     except OSError as error:
         raise ArtifactError(f"cannot write the artifact {place}: {error.strerror or error}") from error
     return place
+
+
+def check_compression(compress: str | None) -> None:
+    """Whether files can be stored so.
+
+    Raises:
+        InputError: there is no such compression.
+        MissingExtraError: ``zstandard`` is not installed.
+    """
+    if compress not in (None, "zstd"):
+        raise InputError(f"compress={compress!r} is not known; give 'zstd', or None")
+    if compress:
+        from .compact import library
+
+        library()
 
 
 def rewrite(contents: Contents, measurements: Mapping[str, Any], others: Mapping[str, bytes]) -> None:

@@ -51,6 +51,7 @@ class Recipe:
             ``+bfloat16``, ``bfloat16`` or ``float16``.
         max_drop: how much of what ``evaluate`` gives may be lost.
         allow_float: whether the runtime may compute in float what is quantized.
+        compress: ``zstd``: the artifact's files in one that is compressed.
         dump: a directory for the graph's text after every pass.
         iterate: pruning and training in rounds, before all that (:mod:`graphprune.iterating`).
         directory: what relative paths and modules are relative to.
@@ -78,6 +79,7 @@ class Recipe:
     precision: str | None = None
     max_drop: float | None = None
     allow_float: bool | None = None
+    compress: str | None = None
     dump: str | None = None
     iterate: Iterating | None = None
     directory: Path = Path(".")
@@ -103,6 +105,7 @@ _TYPES: Mapping[str, type] = {
             "calibration",
             "evaluate",
             "latency",
+            "compress",
             "dump",
             "precision",
         ),

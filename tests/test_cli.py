@@ -80,6 +80,17 @@ def test_optimize_writes_the_artifact_and_the_report(here: Path, capsys: pytest.
     graphprune.load(here / "again")
 
 
+def test_optimize_compressed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["optimize", "cli_nets:small", "--out", "packed", "--no-measure", "--compress", "zstd"]) == 0
+    graphprune.load(here / "packed" / "artifact.gpz")
+    capsys.readouterr()
+    assert main(["optimize", "cli_nets:small", "--out", "other", "--no-measure", "--compress", "gzip"]) != 0
+    output = capsys.readouterr()
+    assert "'gzip' is not known; give 'zstd'" in output.err
+    assert "capture" not in output.err
+    assert not (here / "other").exists()
+
+
 def test_optimize_json_is_only_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = run_json(capsys, "optimize", "cli_nets:small", "--no-measure")
     assert report["out"] is None

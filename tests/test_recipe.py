@@ -22,6 +22,7 @@ threads = 2
 verify = true
 measure = false
 overwrite = true
+compress = "zstd"
 seed = 3
 calibration = "data:batches"
 evaluate = "data:accuracy"
@@ -70,7 +71,7 @@ def test_every_option(tmp_path: Path) -> None:
     assert recipe == Recipe(
         source="nets:small", target="arm", out="build/small", backend="auto", inputs=("1x3x8x8",),
         pipeline="clean-up,fold-constants{max-bytes=4096}", dynamic_batch=True, threads=2, verify=True,
-        measure=False, overwrite=True, seed=3, calibration="data:batches", evaluate="data:accuracy",
+        measure=False, overwrite=True, compress="zstd", seed=3, calibration="data:batches", evaluate="data:accuracy",
         dump="stages", macs=0.5, params=1000, bytes=4096.0, latency="5ms", repair=False,
         precision="int8", max_drop=0.01, allow_float=True, directory=tmp_path,
     )  # fmt: skip

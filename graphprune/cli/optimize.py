@@ -71,6 +71,9 @@ def optimize(
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite/--no-overwrite", help="Replace what is in the directory.")
     ] = None,
+    compress: Annotated[
+        str | None, typer.Option(help="zstd: store the artifact's files in one that is compressed.")
+    ] = None,
     dump: Annotated[str | None, typer.Option(help="Directory for the graph's text after every pass.")] = None,
     json: Json = False,
     debug: Debug = False,
@@ -80,6 +83,7 @@ def optimize(
     Without a pipeline only lossless passes run. The report goes to standard output.
     """
     from .. import recipe as recipes
+    from ..artifact import check_compression
 
     chosen = recipes.read(recipe) if recipe is not None else recipes.Recipe()
     # What the recipe names is relative to it; what a flag names is relative to the working directory.
@@ -88,6 +92,7 @@ def optimize(
         "inputs": tuple(inputs) if inputs else None, "dynamic_batch": dynamic_batch, "threads": threads,
         "seed": seed, "verify": verify, "measure": measure, "overwrite": overwrite,
         "calibration": calibration, "evaluate": evaluate, "dump": _absolute(dump),
+        "compress": compress,
         "macs": macs, "params": params, "bytes": bytes, "latency": latency, "repair": repair,
         "precision": precision, "max_drop": max_drop, "allow_float": allow_float,
     }  # fmt: skip
@@ -96,13 +101,14 @@ def optimize(
     chosen = chosen.override(**flags)
     if chosen.source is None:
         raise InputError("no model: give a SOURCE, or a recipe with a source")
+    check_compression(chosen.compress)  # said before anything is built
     with stage(json) as say:
         plan: Any = _settled(chosen, places, say, dry_run=True) if dry_run else None
         result = build(chosen, places, say) if plan is None else None
         out_path = chosen.path("out")
         if out_path is not None and result is not None:
             say(f"write {out_path}")
-            out_path = result.save(out_path, overwrite=bool(chosen.overwrite))
+            out_path = result.save(out_path, overwrite=bool(chosen.overwrite), compress=chosen.compress)
     if plan is not None or result is None:
         print(plan.to_json() if json else plan)
     elif json:

@@ -159,13 +159,13 @@ def _coded(content: bytes, width: int) -> Iterator[_Coded]:
 
 
 def _compressor(level: int) -> Any:
-    zstd = _library()
+    zstd = library()
     return zstd.ZstdCompressor(level=level, write_content_size=False)
 
 
 def _expanded(frame: bytes, most: int) -> bytes:
     """A frame's content, of ``most`` bytes at most."""
-    zstd = _library()
+    zstd = library()
     if not 0 <= most <= LARGEST:
         raise ValueError(f"a stream of {most} bytes")
     try:
@@ -175,7 +175,8 @@ def _expanded(frame: bytes, most: int) -> bytes:
     return content
 
 
-def _library() -> Any:
+def library() -> Any:
+    """zstandard; a MissingExtraError where it is not installed."""
     try:
         import zstandard
     except ImportError as error:
