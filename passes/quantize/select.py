@@ -51,7 +51,7 @@ def _names(node: fx.Node) -> list[str]:
 
 
 def _read(node: fx.Node) -> Iterator[fx.Node]:
-    """What a node reads, and what that is made of where it is made of parameters alone, as a masked weight."""
+    """What a node reads, and what that is made of where parameters alone make it, as a masked weight."""
     for read in node.all_input_nodes:
         inner = read.all_input_nodes
         yield read
