@@ -13,6 +13,7 @@ the outputs as a whole would be further off on the calibration inputs, nothing i
 
 >>> import torch, graphprune
 >>> from graphprune.pipeline import Context, Pipeline
+>>> _ = torch.manual_seed(0)
 >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
 >>> graph = graphprune.trace(net, torch.zeros(1, 8), dynamic_batch=True)
 >>> given = Context(calibration=[torch.randn(32, 8)])
