@@ -56,6 +56,15 @@ def settings(graph: Graph) -> dict[str, Any]:
     return OPTIONS | ({"layout_optimization": False, "freezing": False} if graph.bodies else {})
 
 
+def placed(graph: Graph, device: str) -> tuple[Graph, tuple[str, ...]]:
+    """The graph on the device it is compiled for, and what a reader should know of how it is compiled."""
+    notes: tuple[str, ...] = (UNFROZEN,) if graph.bodies else ()
+    if device == "cpu":
+        return graph, notes
+    graph = moved(graph, device)
+    return graph, notes + compressed(graph)
+
+
 class Inductor:
     """Compiles with ``torch._inductor`` and runs the package."""
 
@@ -78,10 +87,7 @@ class Inductor:
         work = graph.copy()
         understood(work)
         operators = asked(work)
-        notes: tuple[str, ...] = (UNFROZEN,) if work.bodies else ()
-        if target.arch == "cuda":
-            work = moved(work, "cuda")
-            notes += compressed(work)
+        work, notes = placed(work, "cuda" if target.arch == "cuda" else "cpu")
         with quiet(), torch.no_grad():
             package = _compiled(exported(work, kept), settings(work))
         files = {PACKAGE_FILE: package, OPERATORS_FILE: json.dumps(operators).encode()}

@@ -26,9 +26,7 @@ from graphprune.rounding import proved
 from graphprune.threads import checked, torch_threads
 
 from .exported import tensor_outputs
-from .inductor import not_compiled, quiet, settings, understood
-from .inductor_device import moved
-from .inductor_sparse import compressed
+from .inductor import not_compiled, placed, quiet, settings, understood
 
 
 class Compiled:
@@ -46,10 +44,7 @@ class Compiled:
         work = graph.copy()
         kept = tensor_outputs(work)
         understood(work)
-        self.notes: tuple[str, ...] = ()
-        if self.device.type != "cpu":
-            work = moved(work, device)
-            self.notes = compressed(work)
+        work, self.notes = placed(work, device)
         flat = work.output.args[0]
         self._constant = {i: v for i, v in enumerate(flat) if i not in kept}  # type: ignore[arg-type]
         work.output.args = (tuple(flat[i] for i in kept),)  # type: ignore[index]

@@ -19,10 +19,8 @@ from graphprune.graph import Graph
 aten = torch.ops.aten
 
 HALVES = (torch.float16, torch.bfloat16)
-WEIGHT, ROWS = (
-    16,
-    8,
-)  # both sizes of the weight are multiples of the first, the rows of the input of the second
+WEIGHT = 16  # both sizes of a weight are multiples of it
+ROWS = 8  # and those of its input's rows of this
 
 
 def two_of_four(weight: torch.Tensor) -> bool:

@@ -29,6 +29,7 @@ import torch
 
 from . import atomic, structure, versions
 from .backend import Lowered, Runner, TensorSpec
+from .compact import check_compression
 from .contents import MANIFEST, MEASUREMENTS, REPORT, STORED, Contents, alone, entry, read
 from .errors import ArtifactError, BackendError, InputError, RecipeError
 from .manifest import COMPRESSED, FORMAT, check, deployed, escapes, seal, spec_json, target_json, unseal
@@ -117,21 +118,6 @@ def save(
     except OSError as error:
         raise ArtifactError(f"cannot write the artifact {place}: {error.strerror or error}") from error
     return place
-
-
-def check_compression(compress: str | None) -> None:
-    """Whether files can be stored so.
-
-    Raises:
-        InputError: there is no such compression.
-        MissingExtraError: ``zstandard`` is not installed.
-    """
-    if compress not in (None, "zstd"):
-        raise InputError(f"compress={compress!r} is not known; give 'zstd', or None")
-    if compress:
-        from .compact import library
-
-        library()
 
 
 def rewrite(contents: Contents, measurements: Mapping[str, Any], others: Mapping[str, bytes]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,24 +40,19 @@ def cost(graph: Graph) -> Cost:
         nodes=sum(n.op == "call_function" for n in graph.fx.nodes),
         parameters=sum(p.numel() for p in graph.tensors.values() if _is_parameter(p)),
         bytes=sum(t.numel() * t.element_size() for t in graph.tensors.values()),
-        macs=sum(node_macs(n) for n in graph.fx.nodes) + _branches(graph),
+        macs=_macs(graph.fx, graph.bodies.__getitem__),
     )
 
 
-def _branches(graph: Graph) -> int:
-    """Multiply-accumulates of every ``torch.cond``: those of the branch that costs most."""
-    total = 0
-    for node in graph.find(torch.ops.higher_order.cond):
-        bodies = [getattr(argument, "target", "") for argument in node.args[1:3]]
-        sides = [graph.bodies[str(name)] for name in bodies if name in graph.bodies]
-        total += max((_body(side) for side in sides), default=0)
-    return total
+def _macs(graph: fx.Graph, body: Callable[[str], Any]) -> int:
+    """Multiply-accumulates; of every ``torch.cond`` those of the branch that costs most.
 
-
-def _body(side: Any) -> int:
-    total = sum(node_macs(node) for node in side.graph.nodes)
-    for node in side.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond):
-        total += max(_body(getattr(side, str(argument.target))) for argument in node.args[1:3])
+    ``body`` gives a branch by its name.
+    """
+    total = sum(node_macs(node) for node in graph.nodes)
+    for node in graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond):
+        sides = [body(str(argument.target)) for argument in node.args[1:3]]
+        total += max(_macs(side.graph, partial(getattr, side)) for side in sides)
     return total
 
 

@@ -83,7 +83,7 @@ def optimize(
     Without a pipeline only lossless passes run. The report goes to standard output.
     """
     from .. import recipe as recipes
-    from ..artifact import check_compression
+    from ..compact import check_compression
 
     chosen = recipes.read(recipe) if recipe is not None else recipes.Recipe()
     # What the recipe names is relative to it; what a flag names is relative to the working directory.

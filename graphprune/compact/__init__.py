@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ArtifactError, MissingExtraError
+from ..errors import ArtifactError, InputError, MissingExtraError
 from .forms import FORMS, Streams, decode, encode, forms, looked_up, palette
 from .spans import spans
 
@@ -33,6 +33,19 @@ MOST_INDEX = 1 << 28
 OTHER = "other"  # the stream of everything that is no weight
 
 _WRONG = "this is not a compressed artifact, or it is damaged; restore it or build it again"
+
+
+def check_compression(compress: str | None) -> None:
+    """Whether files can be stored so; ``None`` is as they are.
+
+    Raises:
+        InputError: there is no such compression.
+        MissingExtraError: ``zstandard`` is not installed.
+    """
+    if compress not in (None, "zstd"):
+        raise InputError(f"compress={compress!r} is not known; give 'zstd', or None")
+    if compress:
+        _library()
 
 
 def pack(files: Mapping[str, bytes], *, level: int = LEVEL) -> bytes:
@@ -159,13 +172,13 @@ def _coded(content: bytes, width: int) -> Iterator[_Coded]:
 
 
 def _compressor(level: int) -> Any:
-    zstd = library()
+    zstd = _library()
     return zstd.ZstdCompressor(level=level, write_content_size=False)
 
 
 def _expanded(frame: bytes, most: int) -> bytes:
     """A frame's content, of ``most`` bytes at most."""
-    zstd = library()
+    zstd = _library()
     if not 0 <= most <= LARGEST:
         raise ValueError(f"a stream of {most} bytes")
     try:
@@ -175,8 +188,7 @@ def _expanded(frame: bytes, most: int) -> bytes:
     return content
 
 
-def library() -> Any:
-    """zstandard; a MissingExtraError where it is not installed."""
+def _library() -> Any:
     try:
         import zstandard
     except ImportError as error:

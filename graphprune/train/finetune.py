@@ -192,10 +192,8 @@ class _Loop:
         value = self.loss(outputs, targets)
         if self.distillation is not None:
             value = self.distillation.loss(inputs, outputs, targets, value)
-        if size >= count:
-            value = value * (
-                samples(inputs) * count / size
-            )  # processes are averaged, parts may differ by one
+        if size >= count:  # processes are averaged, and parts may differ by one
+            value = value * (samples(inputs) * count / size)
         for penalty in self.penalties:
             value = value + penalty()
         accelerator.backward(value)
