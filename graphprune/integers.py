@@ -78,6 +78,8 @@ class Scheme:
         shares: kinds that move numbers without computing; in and out have one scale.
         absorbed: kinds that a quantizer's own saturation replaces, as far as their range allows.
         joined: kinds that the operator behind them takes in, so that no quantizer stands between.
+        centred: kinds whose operands need zero as their zero point: the second signed, the first unsigned
+            where nothing in it is negative (probabilities).
     """
 
     activation: Format = UINT8
@@ -88,6 +90,7 @@ class Scheme:
     shares: frozenset[str] = frozenset()
     absorbed: frozenset[str] = frozenset()
     joined: frozenset[str] = frozenset()
+    centred: frozenset[str] = frozenset()
 
     def among(self, kinds: Collection[str]) -> Scheme:
         """The scheme as far as a network of these kinds of operators can tell.
@@ -95,7 +98,7 @@ class Scheme:
         >>> OPENVINO.among({"convolution", "add"}) == ONNX_RUNTIME.among({"convolution", "add"})
         True
         """
-        roles = ("whole", "inputs", "between", "shares", "absorbed", "joined")
+        roles = ("whole", "inputs", "between", "shares", "absorbed", "joined", "centred")
         return replace(self, **{role: getattr(self, role).intersection(kinds) for role in roles})
 
 
@@ -114,8 +117,8 @@ ONNX_RUNTIME = Scheme(
     joined=frozenset({"pad"}),
 )  # fmt: skip
 
-# OpenVINO fuses attention in float32, whatever stands around its products.
-OPENVINO = replace(ONNX_RUNTIME, inputs=frozenset({"linear"}))
+# OpenVINO multiplies two activations in integers where none has a zero point and the second is signed.
+OPENVINO = replace(ONNX_RUNTIME, centred=frozenset({"matmul"}))
 
 # Inductor has integer kernels for convolutions and linears, and none for products of two activations.
 INDUCTOR = replace(ONNX_RUNTIME, inputs=frozenset({"linear"}))

@@ -21,7 +21,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..integers import INT8, UINT8, Format
 
-__all__ = ["INT8", "UINT8", "Parameters", "of_range", "of_weight", "to_integers", "to_numbers"]
+__all__ = ["INT8", "UINT8", "Parameters", "of_centred", "of_range", "of_weight", "to_integers", "to_numbers"]
+
+# All 256 integers, which a symmetric format has one less of.
+SIGNED = Format(8, symmetric=False)
 
 # The smallest scale: a tensor of zeros has none of its own, and float32 divides by this without overflow.
 TINY = 1e-12
@@ -71,6 +74,21 @@ def of_range(low: float, high: float, form: Format) -> Parameters:
         scale = max((high - low) / (last - first), TINY)
         zero = min(max(round(first - low / scale), first), last)
     return Parameters(torch.tensor(scale, dtype=torch.float32), torch.tensor(zero, dtype=torch.int32), form)
+
+
+def of_centred(low: float, high: float) -> Parameters:
+    """Signed eight-bit parameters with all 256 integers whose zero point is 0.
+
+    >>> how = of_centred(-1.0, 0.5)
+    >>> how.format.dtype, how.zero_point.item(), how.low
+    ('int8', 0, -1.0)
+
+    Raises:
+        InputError: a bound is not finite.
+    """
+    first, last = SIGNED.range
+    scale = max(low / first, high / last, TINY)
+    return of_range(first * scale, last * scale, SIGNED)
 
 
 def of_weight(weight: Tensor, form: Format, axis: int | None) -> Parameters:

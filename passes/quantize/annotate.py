@@ -59,6 +59,26 @@ class Annotation:
         for operand in operands(node):
             yield self.through(operand)
 
+    @property
+    def centred(self) -> dict[fx.Node, bool]:
+        """Values that give others their scale and whose zero point has to be 0 → whether to be signed."""
+        found: dict[fx.Node, bool] = {}
+        for node in self.runs:
+            if kind(node) not in self.scheme.centred:
+                continue
+            for place, value in enumerate(node.args[:2]):
+                chief = self._chief(value) if isinstance(value, fx.Node) else None
+                if chief is not None:
+                    found[chief] = found.get(chief, False) or place == 1
+        return found
+
+    def _chief(self, operand: fx.Node) -> fx.Node | None:
+        """The value whose zero point an operand has."""
+        value = self.through(operand)
+        while value in self.runs and kind(value) == "rescale":
+            value = next(self.reads(value))
+        return self.values.get(value)
+
     def through(self, operand: fx.Node) -> fx.Node:
         """The value that is quantized for an operand: what stands before padding that the reader takes in."""
         while kind(operand) in self.scheme.joined and isinstance(operand.args[0], fx.Node):

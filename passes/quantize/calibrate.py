@@ -21,7 +21,7 @@ from graphprune.errors import InputError
 from graphprune.graph import Graph
 from graphprune.notes import Note
 from graphprune.quantization.observers import Observer, observer
-from graphprune.quantization.parameters import Parameters, of_range
+from graphprune.quantization.parameters import INT8, UINT8, Parameters, of_centred, of_range
 from graphprune.runner import Runner
 
 from .annotate import Annotation
@@ -50,9 +50,17 @@ def calibrate(
     }
     for call in calls:
         _watch(found.graph, call, seen_by)
-    form = found.scheme.activation
-    ranges = {chief: of_range(*watch.range(form), form) for chief, watch in watched.items()}
+    form, centred = found.scheme.activation, found.centred
+    ranges = {
+        chief: _centred(watch, centred[chief]) if chief in centred else of_range(*watch.range(form), form)
+        for chief, watch in watched.items()
+    }
     return ranges, tuple(_odd(found.graph, watched))
+
+
+def _centred(watch: Observer, signed: bool) -> Parameters:
+    low, high = watch.range(UINT8)
+    return of_range(low, high, UINT8) if low >= 0 and not signed else of_centred(*watch.range(INT8))
 
 
 def _watch(graph: Graph, call: Sequence[torch.Tensor], seen_by: Mapping[fx.Node, Observer]) -> None:

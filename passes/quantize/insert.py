@@ -24,7 +24,7 @@ from graphprune.graph import Graph
 from graphprune.integers import UINT8, Format
 from graphprune.kinds import clamp_range, factor, kind
 from graphprune.operands import argument
-from graphprune.quantization.parameters import Parameters, of_range, of_weight, to_integers
+from graphprune.quantization.parameters import Parameters, of_centred, of_range, of_weight, to_integers
 
 from .annotate import Annotation, operands, weight_of
 
@@ -166,7 +166,10 @@ def constant_operands(found: Annotation, node: fx.Node) -> None:
             value, name = graph.constant(operand), str(operand.target)  # type: ignore[union-attr, assignment]
         else:
             continue
-        how = of_range(float(value.min()), float(value.max()), found.scheme.activation)
+        value = value.detach()
+        ends = float(value.min()), float(value.max())
+        centred = kind(node) in found.scheme.centred  # fit for either side of a product
+        how = of_centred(*ends) if centred else of_range(*ends, found.scheme.activation)
         small = graph.add_tensor(f"{name}.integers", to_integers(value, how), before=node, trainable=False)
         with graph.fx.inserting_before(node):
             back = graph.fx.call_function(qd.dequantize_per_tensor.default, (small, *_numbers(how)))

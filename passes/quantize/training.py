@@ -116,11 +116,11 @@ def convert(aware: QuantizationAware, module: torch.nn.Module | None = None, *, 
             raise InputError(f"{name!r} is not finite: training diverged; lower the learning rate")
     work, found = staged.twin()
     work.set_tensors({name: state[name].to(value.dtype) for name, value in work.tensors.items()})
-    form = staged.scheme.activation
     ranges = {}
     for chief, own in zip(found.values.values(), staged.found.values.values(), strict=True):
         scale = state[f"{chief.name}_scale"].abs().clamp_min(TINY).float()
-        ranges[chief] = Parameters(scale, staged.ranges[own].zero_point, form)
+        before = staged.ranges[own]
+        ranges[chief] = Parameters(scale, before.zero_point, before.format)
     for (end, chief), own in zip(found.values.items(), staged.found.values.values(), strict=True):
         ranges[chief] = saturating(found, end, ranges[chief], staged.ranges[own])
     weights = {}

@@ -99,22 +99,61 @@ def test_int8_of_a_transformer_is_judged_product_by_product():
         "precision": "int8", "calibration": batches, "backend": "openvino", "dynamic_batch": True,
         "measure": False, "threads": 1,
     }  # fmt: skip
-    # OpenVINO's own scheme leaves attention in float, and nothing falls back.
-    own = graphprune.optimize(model, (batches[0],), **options).report.audit
-    assert own is not None
-    assert not own.fallbacks
-    # A scheme made by hand that quantizes its products is judged by what they became.
+    own = graphprune.optimize(model, (batches[0],), **options).deployment.audit()
+    # A scheme made by hand that gives its products zero points is judged by what they became.
     every = replace(get("cpu"), integers=replace(ONNX_RUNTIME, joined=frozenset()))
     result = graphprune.optimize(model, (batches[0],), target=every, allow_float=True, **options)
     audit = result.deployment.audit()
     linears = 9 * 32 * (3 * 32 + 32 + 64 + 64)
     attention = 2 * 4 * 9 * 9 * 8
+    assert own.macs == {"int8": linears + attention}
     assert sum(audit.macs.values()) == linears + attention
     assert audit.macs["int8"] >= linears
     in_float = [row for row in audit.rows if row.macs and row.precision == "float32"]
     assert all(row.fell_back and "dequantizes" in row.reason for row in in_float)
     assert audit.notes == ()
     assert not any(row.operator == "Convert" for row in audit.rows), "integers stay integers between products"
+
+
+class Attention(nn.Module):
+    """Queries of one input, keys and values of another, both 9 long and 32 wide."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.heads = how, 1 if how == "one head" else 4
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x, y):
+        def parted(value):
+            return value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        q, k, v = (parted(layer(of)) for layer, of in zip(self.layers, (x, y, y), strict=False))
+        near = (torch.arange(9)[:, None] - torch.arange(9)).abs() < 4
+        if self.how == "by hand":
+            mixed = (0.3 * q @ k.transpose(-1, -2)).softmax(-1) @ v
+        elif self.how == "nothing negative":
+            mixed = q.relu() @ k.relu().transpose(-1, -2) @ v.relu()
+        else:
+            masks: dict[str, dict[str, Any]] = {
+                "causal": {"is_causal": True},
+                "bool": {"attn_mask": near},
+                "float": {"attn_mask": torch.zeros(9, 9).masked_fill(~near, -1e4)},
+            }
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, **masks.get(self.how, {}))
+        return self.layers[3](mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(
+    "how", ["plain", "one head", "causal", "bool", "float", "by hand", "nothing negative"]
+)
+def test_every_product_of_attention_runs_in_integers(how):
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 9, 32), torch.randn(4, 9, 32)) for _ in range(3)]
+    result = graphprune.optimize(
+        Attention(how), batches[0], precision="int8", calibration=batches, backend="openvino", measure=False,
+        dynamic_batch=True, threads=1,
+    )  # fmt: skip
+    assert result.deployment.audit().macs == {"int8": 4 * 9 * 32 * 32 + 2 * 9 * 9 * 32}
 
 
 def quantizers(graph: graphprune.Graph) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 import graphprune
 from graphprune.cost import cost
 from graphprune.errors import InputError, PassError
-from graphprune.integers import INT8, UINT8
+from graphprune.integers import INT8, OPENVINO, UINT8
 from graphprune.kinds import kind
 from graphprune.pipeline import Context, Pipeline
 from graphprune.registry import passes
@@ -56,6 +58,29 @@ def test_a_transformer_keeps_its_sums_in_float(masked: bool) -> None:
     refused = [note for note in done.notes if note.kind == "refused" and "add stays in float" in note.message]
     assert len(refused) == 2
     assert noise(done.graph, graph, *example) < 0.05
+
+
+def test_operands_of_products_have_no_zero_point_where_the_runtime_wants_none() -> None:
+    class Products(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.table = nn.Parameter(torch.rand(8, 4))
+
+        def forward(self, x):
+            product = (x @ self.a(x).relu().transpose(1, 2)).softmax(-1) @ self.b(x)
+            return self.c(product) @ self.table
+
+    data = images(2, 5, 8)
+    graph = lossless(Products(), data[0])
+    context = Context(replace(CPU, integers=OPENVINO), calibration=data)
+    done = passes.load("quantize")().run(graph, context).graph
+    found = []
+    for node in done.find(torch.ops.aten.matmul.default):
+        read = [value.args[0] if kind(value) == "transpose" else value for value in node.args[:2]]
+        found.append([(value.args[2], value.args[5]) for value in read])
+    either, positive = (0, torch.int8), (0, torch.uint8)
+    assert found == [[either, either], [positive, either], [either, either]]
 
 
 def test_without_attention_its_products_stay_in_float() -> None:
