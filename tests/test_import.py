@@ -45,8 +45,7 @@ LAYERS = {
     "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
     "lower": ("backend", "lowering", "manifest", "contents", "reference", "versions", "artifact"),
     "measure": (
-        "measure", "sittings", "choice", "blocks", "fusion", "latency_table", "latency_model", "goal",
-        "stopwatch", "tuning", "bracket", "latency_bench", "latency",
+        "measure", "sittings", "choice", "blocks", "fusion", "latency",
     ),
     "train": ("train",),
     "front": (

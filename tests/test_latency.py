@@ -17,11 +17,11 @@ from torch import nn
 
 import graphprune
 from graphprune import measure
-from graphprune.bracket import search
 from graphprune.candidates import Candidates, Limits
 from graphprune.errors import InputError, PassError, TargetError
-from graphprune.goal import Goal, Samples, bounds
 from graphprune.latency import solve
+from graphprune.latency.bracket import search
+from graphprune.latency.goal import Goal, Samples, bounds
 from graphprune.pipeline import Context, Pipeline
 from graphprune.plan import Plan
 from graphprune.target import Target, get, host_arch
@@ -331,7 +331,7 @@ def test_a_latency_stands_alone(graph: graphprune.Graph) -> None:
 
 def test_a_real_network_meets_its_budget(graph: graphprune.Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured here, and once more by other means; a shared host is why the second look is generous."""
-    monkeypatch.setattr("graphprune.latency_bench.TURN", 0.005)
+    monkeypatch.setattr("graphprune.latency.bench.TURN", 0.005)
     lines: list[str] = []
     plan, record = solve(
         graph, 0.6, candidates(graph, 16), get("cpu"), threads=1, rounds=6, probes=4, progress=lines.append,

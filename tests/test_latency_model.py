@@ -20,14 +20,14 @@ from graphprune.blocks import Block, Sizes
 from graphprune.candidates import Candidates, Limits
 from graphprune.errors import BackendError, InputError
 from graphprune.fusion import blocks
-from graphprune.goal import Samples
 from graphprune.graph import Graph
 from graphprune.latency import falling, solve
-from graphprune.latency_model import FINE, WHOLE, LatencyModel
-from graphprune.latency_table import IN_MEMORY, Entry, Machine, Table
+from graphprune.latency.goal import Samples
+from graphprune.latency.model import FINE, WHOLE, LatencyModel
+from graphprune.latency.table import IN_MEMORY, Entry, Machine, Table
+from graphprune.latency.tuning import Outlook, widths
 from graphprune.plan import Plan
 from graphprune.target import get
-from graphprune.tuning import Outlook, widths
 
 CALL = 0.01  # ms of a call that does nothing
 MACHINE = Machine("fake", 1, "x86_64", "", "fake", (), 1)

@@ -12,7 +12,7 @@ import pytest
 
 from graphprune import cache
 from graphprune.errors import ArtifactError
-from graphprune.latency_table import FORMAT, Entry, Machine, Table, place
+from graphprune.latency.table import FORMAT, Entry, Machine, Table, place
 from graphprune.target import get
 
 HERE = Machine("processor", 2, "x86_64", "avx2 fma", "onnxruntime", (("onnxruntime", "1.32.0"),), 1)
@@ -125,7 +125,7 @@ import os, signal, sys
 from pathlib import Path
 from tests.test_latency_table import ENTRY, HERE
 from dataclasses import replace
-from graphprune.latency_table import Table
+from graphprune.latency.table import Table
 table = Table.open(HERE, Path(sys.argv[1]))
 for number in range(7):
     table.put(replace(ENTRY, text=f"conv2d({number})"))

@@ -19,9 +19,9 @@ from torch import nn
 import graphprune
 from graphprune.cli import main
 from graphprune.errors import BackendError, InputError, TargetError
-from graphprune.latency_table import Table
+from graphprune.latency.table import Table
+from graphprune.latency.tuning import Tuned, tune
 from graphprune.target import Target, host_arch
-from graphprune.tuning import Tuned, tune
 
 OTHER = "aarch64" if host_arch() == "x86_64" else "x86_64"
 NET = """
@@ -46,9 +46,9 @@ def module() -> tuple[nn.Module, torch.Tensor]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache directory of the test's own, and turns that are short."""
     monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("graphprune.stopwatch.Stopwatch.turn", 0.001)
-    monkeypatch.setattr("graphprune.stopwatch.Stopwatch.rounds", 3)
-    monkeypatch.setattr("graphprune.stopwatch.EFFORT", 1)
+    monkeypatch.setattr("graphprune.latency.stopwatch.Stopwatch.turn", 0.001)
+    monkeypatch.setattr("graphprune.latency.stopwatch.Stopwatch.rounds", 3)
+    monkeypatch.setattr("graphprune.latency.stopwatch.EFFORT", 1)
     return tmp_path / "cache"
 
 
@@ -207,7 +207,7 @@ def test_a_backend_with_a_tuner_of_its_own_runs_that(monkeypatch: pytest.MonkeyP
         return SimpleNamespace(lines=["tuned"])
 
     backend = SimpleNamespace(name="fake", unrunnable=lambda target: None, tune=own)
-    monkeypatch.setattr("graphprune.tuning.backends_for", lambda name, target: [backend])
+    monkeypatch.setattr("graphprune.latency.tuning.backends_for", lambda name, target: [backend])
     net, x = module()
     assert tune(net, x, backend="fake", seconds=3, threads=2).lines == ["tuned"]
     assert asked == {"seconds": 3, "threads": 2, "progress": None, "nodes": asked["nodes"], "target": "cpu"}
@@ -250,6 +250,6 @@ def test_what_cannot_be_measured_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InputError, match="meta device"):
         tune(graphprune.trace(shapes, torch.ones(1, 2, device="meta")))
     missing = SimpleNamespace(name="gone", unrunnable=lambda target: "it is not installed")
-    monkeypatch.setattr("graphprune.tuning.backends_for", lambda name, target: [missing])
+    monkeypatch.setattr("graphprune.latency.tuning.backends_for", lambda name, target: [missing])
     with pytest.raises(BackendError, match="'gone' does not run here: it is not installed"):
         tune(net, x, backend="gone")

@@ -32,12 +32,12 @@ from graphprune.candidates import Candidates, Limits
 from graphprune.capture import capture
 from graphprune.graph import Graph
 from graphprune.latency import solve
+from graphprune.latency.tuning import tune
 from graphprune.lowering import candidates as backends_for
 from graphprune.measure import Ratio, ratio
 from graphprune.pipeline import LOSSLESS, Context, Pipeline
 from graphprune.sittings import in_sittings
 from graphprune.target import get
-from graphprune.tuning import tune
 
 THREADS = 1
 BUDGET = 0.5

@@ -13,7 +13,7 @@ import typer
 from .console import Debug, Json, print_json, stage
 
 if TYPE_CHECKING:
-    from ..tuning import Progress
+    from ..latency.tuning import Progress
 
 
 def tune(
@@ -44,8 +44,9 @@ def tune(
     A latency budget (`optimize --latency`) reads the table. Each time is kept as soon as it is measured: a
     run that was stopped or killed goes on where it was. Backends with a tuner of their own run that.
     """
-    from .. import sources, tuning
+    from .. import sources
     from ..input_text import parse_inputs
+    from ..latency import tuning
 
     with stage(json) as say:
         say(f"load {source}")

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from .axes.terms import Atom
-from .backend import Lowered, Runner
-from .errors import BackendError, InputError, TargetError
+from ..axes.terms import Atom
+from ..backend import Lowered, Runner
+from ..errors import BackendError, InputError, TargetError
+from ..graph import Graph
+from ..lowering import candidates as backends_for
+from ..lowering import deploy, opened
+from ..measure import interleaved
+from ..pipeline import LOSSLESS, Context, Pipeline
+from ..plan import Plan
+from ..sittings import PAUSE, TURN, one_turn, repeats_of
+from ..target import Target, host_arch
 from .goal import Samples
-from .graph import Graph
-from .latency_table import IN_MEMORY, Machine, Table
-from .lowering import candidates as backends_for
-from .lowering import deploy, opened
-from .measure import interleaved
-from .pipeline import LOSSLESS, Context, Pipeline
-from .plan import Plan
-from .sittings import PAUSE, TURN, one_turn, repeats_of
 from .stopwatch import Stopwatch
-from .target import Target, host_arch
+from .table import IN_MEMORY, Machine, Table
 from .tuning import Outlook
 
 
@@ -86,7 +86,7 @@ class Bench:
         """The network's latency model on this machine's table, and what is to be said of the table.
 
         Args:
-            widths: as :class:`~graphprune.latency_model.LatencyModel` takes them.
+            widths: as :class:`~graphprune.latency.model.LatencyModel` takes them.
 
         Raises:
             ArtifactError: the table is damaged or another machine's.

@@ -13,19 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .axes.terms import Atom
-from .backend import Backend
-from .blocks import Sizes
-from .candidates import Candidates, Limits
-from .errors import ArtifactError, BackendError, InputError, TargetError
-from .graph import Graph
-from .latency_model import FINE, HALF, WHOLE, LatencyModel, Wanted
-from .latency_table import Machine, Table
-from .lowering import candidates as backends_for
-from .original import Original
-from .pipeline import LOSSLESS, Context, Pipeline
+from ..axes.terms import Atom
+from ..backend import Backend
+from ..blocks import Sizes
+from ..candidates import Candidates, Limits
+from ..errors import ArtifactError, BackendError, InputError, TargetError
+from ..graph import Graph
+from ..lowering import candidates as backends_for
+from ..original import Original
+from ..pipeline import LOSSLESS, Context, Pipeline
+from ..target import Target, get, host_arch
+from .model import FINE, HALF, WHOLE, LatencyModel, Wanted
 from .stopwatch import Stopwatch, nothing
-from .target import Target, get, host_arch
+from .table import Machine, Table
 
 Progress = Callable[[float, float, str], None]
 """Called with what is done (operators measured, or seconds), how much there is, and what comes next."""

@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 
-from . import cache
-from .errors import ArtifactError
-from .target import Target
+from .. import cache
+from ..errors import ArtifactError
+from ..target import Target
 
 FORMAT = 1
 _KIND = 0x6770_6C74  # SQLite's application id of such a file

@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from .axes.terms import Atom
-from .blocks import Block, Sizes
-from .fusion import blocks
-from .graph import Graph
+from ..axes.terms import Atom
+from ..blocks import Block, Sizes
+from ..fusion import blocks
+from ..graph import Graph
 
 FINE = (0.125, 0.25, 0.5, 0.75, 1.0)
 COARSE = (0.125, 0.5, 1.0)

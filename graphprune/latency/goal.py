@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, isfinite
 
-from .errors import InputError
-from .measure import Ratio
+from ..errors import InputError
+from ..measure import Ratio
 
 Samples = tuple[Sequence[float], Sequence[float]]
 """Milliseconds of the smaller and of the whole network, taken in turns: one of each a round."""

@@ -1,12 +1,12 @@
 """Pruning to a latency: the plan that removes the least and whose artifact is measured to be fast enough.
 
 Positions stand in one queue (:mod:`graphprune.candidates`), and taking more of it gives a smaller network.
-How long that takes is foretold from measured times of its operators (:mod:`graphprune.latency_model`), out of
+How long that takes is foretold from measured times of its operators (:mod:`graphprune.latency.model`), out of
 a table that is kept from run to run; what the table lacks is measured now, as far as :data:`SECONDS` go. The
 point of the queue where the forecast meets the budget is really pruned, lowered and timed in turns with the
-unpruned artifact, and :mod:`graphprune.bracket` corrects the forecast by what was measured until the budget
-holds, or is out of reach. What is returned was timed, so the target must run on this host. Sizes decide and
-weights do not: a repair afterwards keeps the latency.
+unpruned artifact, and :mod:`graphprune.latency.bracket` corrects the forecast by what was measured until the
+budget holds, or is out of reach. What is returned was timed, so the target must run on this host. Sizes
+decide and weights do not: a repair afterwards keeps the latency.
 
 Scores that are costs (importance ``reconstruction``) are weighed against the latency that a step saves, as
 the table has it; against multiply-accumulates where nothing is known.
@@ -19,17 +19,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from ..axes.axis import Axis
+from ..blocks import Sizes
+from ..budget import PRICINGS
+from ..candidates import Candidates, Queue
+from ..graph import Graph
+from ..plan import Plan
+from ..target import Target
 from . import bracket
-from .axes.axis import Axis
-from .blocks import Sizes
-from .budget import PRICINGS
-from .candidates import Candidates, Queue
+from .bench import Bench
 from .goal import Goal, Probe, Samples
-from .graph import Graph
-from .latency_bench import Bench
-from .latency_model import LatencyModel
-from .plan import Plan
-from .target import Target
+from .model import LatencyModel
 from .tuning import Filled, Outlook, widths
 
 SECONDS = 120.0  # that a plan spends on filling the table; `graphprune tune` does it ahead of time
@@ -146,7 +146,7 @@ def solve(
         target: what it is lowered for; must be this host.
         backend: a backend's name, or ``auto``.
         threads: of the runtime; ``None`` is its default.
-        rounds, probes, tolerance, margin: see :func:`graphprune.bracket.search`.
+        rounds, probes, tolerance, margin: see :func:`graphprune.latency.bracket.search`.
         seconds: how long operators that the table lacks may be measured; 0 takes what is there.
         measure: (plan, rounds) → samples; by default lowers and times.
         outlook: what latencies are foretold with; by default this machine's table, and nothing where

@@ -3,7 +3,7 @@
 Latency falls as a network shrinks, but in steps (a runtime's kernels work on whole blocks of channels), and
 two measurements of one network differ. The search keeps a bracket: the most that was removed and was still
 too slow, and the least that was fast enough. It probes between them where a line through both meets the
-limit: a line over predicted latency (:mod:`graphprune.latency_model`), which every probe so corrects, or over
+limit: a line over predicted latency (:mod:`graphprune.latency.model`), which every probe so corrects, or over
 MACs where nothing is predicted. It halves the bracket where lines keep landing on one side, as on a
 staircase. A probe gets more rounds while its confidence bounds enclose the limit. What is left at the end is
 measured afresh, because a probe that was picked for being fast is likely to have been lucky: it counts only
@@ -22,7 +22,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .errors import InputError
+from ..errors import InputError
 from .goal import Goal, Probe, Samples, bounds, quartiles
 
 ROUNDS = 12

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from .backend import Backend
-from .blocks import Block, Sizes
-from .capture import capture
+from ..backend import Backend
+from ..blocks import Block, Sizes
+from ..capture import capture
+from ..graph import Graph
+from ..lowering import opened
+from ..pipeline import LOSSLESS, Context, Pipeline
+from ..sittings import in_sittings
+from ..target import Target
 from .goal import quartiles
-from .graph import Graph
-from .latency_table import Entry, Table
-from .lowering import opened
-from .pipeline import LOSSLESS, Context, Pipeline
-from .sittings import in_sittings
-from .target import Target
+from .table import Entry, Table
 
 ROUNDS = 9
 TURN = 0.01  # seconds
