@@ -37,6 +37,33 @@ def check(specs: Sequence[TensorSpec], inputs: Sequence[torch.Tensor]) -> None:
         _check_shape(spec, tuple(value.shape), sizes)
 
 
+class Check:
+    """:func:`check` for an artifact; inputs like those of the call before are not looked at again.
+
+    >>> fits = Check((TensorSpec("x", ("batch", 3), "float32"),))
+    >>> fits([torch.zeros(2, 3)])
+    >>> fits([torch.zeros(2, 3, dtype=torch.float64)])
+    Traceback (most recent call last):
+        ...
+    graphprune.errors.InputError: input 'x' must be float32, got float64; convert it
+    """
+
+    def __init__(self, specs: Sequence[TensorSpec]):
+        self._specs = tuple(specs)
+        self._fitted: list[Any] | None = None
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Raises as :func:`check` does."""
+        if all(isinstance(value, torch.Tensor) for value in inputs):
+            now: list[Any] = [(value.dtype, value.shape) for value in inputs]
+            if now == self._fitted:
+                return
+            check(self._specs, inputs)
+            self._fitted = now
+        else:
+            check(self._specs, inputs)
+
+
 def results(
     specs: Sequence[Any], found: Iterable[torch.Tensor], inputs: Sequence[torch.Tensor]
 ) -> tuple[Any, ...]:

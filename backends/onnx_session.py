@@ -19,7 +19,7 @@ from graphprune.errors import BackendError
 from graphprune.target import Target
 from graphprune.threads import checked
 
-from .flat_inputs import check
+from .flat_inputs import Check
 from .onnx_files import DATA_FILE, MODEL_FILE
 from .onnx_providers import OWN_THREADS, available, brings, settings
 
@@ -105,6 +105,7 @@ class OnnxRunner:
         providers: the execution providers in use, in order.
         threads: intra-operator threads, ``None`` for the runtime's default.
         notes: what differs from what the target asked for.
+        check: raises an InputError that names the input which does not fit, and how.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class OnnxRunner:
         threads: int | None = None,
     ):
         self.inputs, self.outputs, self.threads = inputs, outputs, threads
+        self.check = Check(inputs)
         self._session = session(files, target, options(threads))
         self.providers = tuple(self._session.get_providers())
         absent = [p for p in target.providers if p not in self.providers]
@@ -149,13 +151,12 @@ class OnnxRunner:
             for spec in self.outputs
         )
 
-    def check(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Raise an InputError that names the input which does not fit, and how."""
-        check(self.inputs, inputs)
-
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
         # Between two runs caches hold the network: every call of torch that is saved here saves microseconds.
-        feed = {s.name: v.numpy(force=True) for s, v in zip(self.inputs, inputs, strict=True)}
+        feed = {
+            spec.name: value.numpy(force=value.requires_grad or not value.is_cpu or value.is_neg())
+            for spec, value in zip(self.inputs, inputs, strict=True)
+        }
         return self._session.run(self._names, feed)
 
     def _run_by_value(self, inputs: Sequence[torch.Tensor]) -> list[Any]:

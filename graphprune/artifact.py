@@ -216,6 +216,8 @@ class LoadedArtifact:
         self.directory, self.manifest, self.measurements = directory, manifest, measurements
         self.target, self.inputs, self.outputs = target, tuple(inputs), tuple(outputs)
         self._runner, self.notes = runner, tuple(notes)
+        parts = list(dict(manifest["call"]).values())
+        self._plain = parts == [{"slot": place} for place in range(len(self.inputs))]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The result for the original's arguments, in the original's structure.
@@ -233,6 +235,9 @@ class LoadedArtifact:
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The flat tensors of a call. Raises InputError as calling does."""
+        tensors = all(isinstance(value, torch.Tensor) for value in args)
+        if self._plain and tensors and not kwargs and len(args) == len(self.inputs):
+            return list(args)
         call = dict(self.manifest["call"])
         if len(args) > len(call):
             raise InputError(f"{len(args)} positional arguments given, the artifact takes {list(call)}")

@@ -45,14 +45,28 @@ def conditions(packages: Sequence[str] = ("torch",)) -> dict[str, str]:
 
 
 def write(name: str, title: str, body: str, rows: Any, facts: dict[str, str]) -> Path:
-    """Write ``axes-NAME.md`` and ``axes-NAME.json``; returns the path of the Markdown file."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    """:func:`page` of a module of :mod:`benchmarks.axes`; its files are ``axes-NAME``."""
+    return page(RESULTS / f"axes-{name}.md", f"axes.{name}", title, body, rows, facts)
+
+
+def page(path: Path, module: str, title: str, body: str, rows: Any, facts: dict[str, str]) -> Path:
+    """Write the Markdown file ``path``, and the rows beside it as JSON; returns ``path``.
+
+    Args:
+        path: ``*.md``; its folder is made.
+        module: of :mod:`benchmarks`, for the line that says how to write it again.
+        title: of the page.
+        body: Markdown behind the conditions.
+        rows: anything that JSON or ``asdict`` takes.
+        facts: :func:`conditions`, and what else a reader should know.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     about = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    path = RESULTS / f"axes-{name}.md"
-    command = f"`python -m benchmarks.axes.{name}`"
-    path.write_text(f"# {title}\n\nWritten by {command}.\n\n{about}\n\n{body}\n")
+    path.write_text(
+        f"# {title}\n\nWritten by `python -m benchmarks.{module}`.\n\n{about}\n\n{body.rstrip()}\n"
+    )
     plain = {"conditions": facts, "rows": rows}
-    (RESULTS / f"axes-{name}.json").write_text(json.dumps(plain, indent=1, default=_plain) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(plain, indent=1, default=_plain) + "\n")
     return path
 
 

@@ -10,7 +10,6 @@ inputs and outputs on the GPU's host, as deployment has them, each ended by a sy
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, table
+from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.backends.networks import Setup
 from graphprune.measure import Timing, interleaved, ratio
 from graphprune.pipeline import LOSSLESS
@@ -107,11 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows += measure(name, batch, options.rounds)
             print(table(HEAD, rows), flush=True)
     facts = conditions(("torch",)) | {"GPU": torch.cuda.get_device_name()}
-    about = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    (RESULTS / "cuda.md").write_text(
-        f"# On a GPU\n\nWritten by `python -m benchmarks.backends.cuda`.\n\n{about}\n\n{table(HEAD, rows)}\n"
-    )
-    (RESULTS / "cuda.json").write_text(json.dumps({"conditions": facts, "rows": rows}, indent=1) + "\n")
+    page(RESULTS / "cuda.md", "backends.cuda", "On a GPU", table(HEAD, rows), rows, facts)
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, table
+from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.pruning.data import split
 from benchmarks.pruning.training import SEEDS, Recipe, fit, trained
 
@@ -87,17 +86,11 @@ def main() -> None:
     ]
     body = table(head, lines)
     facts = conditions() | {"threads": "1", "epochs": str(given.epochs), "learning rate, highest": str(RATE)}
-    about = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     text = (
-        f"# Fine-tuning after pruning\n\nWritten by `python -m benchmarks.pruning.finetune`.\n\n{about}\n\n"
         f"Accuracy on 1,000 held-out digits; both networks see the same batches.\n\n{body}\n\n"
-        f"Median of the points lost: {statistics.median(lost):+.1f} "
-        f"({min(lost):+.1f} to {max(lost):+.1f}).\n"
+        f"Median of the points lost: {statistics.median(lost):+.1f} ({min(lost):+.1f} to {max(lost):+.1f})."
     )
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "finetune.md").write_text(text)
-    plain = {"conditions": facts, "rows": [asdict(row) for row in rows]}
-    (given.output / "finetune.json").write_text(json.dumps(plain, indent=1) + "\n")
+    page(given.output / "finetune.md", "pruning.finetune", "Fine-tuning after pruning", text, rows, facts)
     print(text)
 
 

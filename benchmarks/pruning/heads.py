@@ -13,10 +13,9 @@ of three); the first two at every other share repaired in closed form on calibra
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +27,7 @@ from graphprune.passes.prune_heads import PruneHeads
 from graphprune.passes.repair import repair
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, table
+from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.pruning import real
 from benchmarks.pruning.data import Split
 from graphprune.graph import Graph
@@ -193,14 +192,8 @@ def main() -> None:
         **conditions(("torch", "transformers")),
     }
     body = report(points, whole)
-    about = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "heads.md").write_text(
-        f"# Heads removed from a sentence encoder\n\nWritten by `python -m benchmarks.pruning.heads`.\n\n"
-        f"{about}\n\n{body}\n"
-    )
-    rows = [asdict(p) for p in (whole, *points)]
-    (RESULTS / "heads.json").write_text(json.dumps({"conditions": facts, "rows": rows}, indent=1) + "\n")
+    title = "Heads removed from a sentence encoder"
+    page(RESULTS / "heads.md", "pruning.heads", title, body, [whole, *points], facts)
     draw(points, RESULTS / "heads.svg")
     print(body)
 

@@ -17,7 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, table
+from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.pruning.data import digits, split, training_digits
 from benchmarks.pruning.networks import Residual, convolution, head
 from benchmarks.pruning.training import BATCH, SEEDS, moved, trained
@@ -227,16 +227,11 @@ def write(rows: Sequence[Row], seeds: Sequence[int], output: Path) -> None:
         "teacher": f"{spread(teachers)} %, {weights['teacher']:,} parameters (small: {weights['small']:,})",
         "training": f"{EPOCHS} epochs in batches of {BATCH}, SGD with momentum, one cycle up to {RATE}",
     }
-    about = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    text = (
-        f"# Distillation\n\nWritten by `python -m benchmarks.published.distillation`.\n\n{about}\n\n"
+    body = (
         "Accuracy on 1,000 held-out digits, mean and standard deviation over seeds; gains are against plain "
-        "training of the same seed, mean (lowest to highest). One digit is 0.1 points.\n\n"
+        f"training of the same seed, mean (lowest to highest). One digit is 0.1 points.\n\n{report(rows)}"
     )
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "distillation.md").write_text(text + report(rows) + "\n")
-    record = {"conditions": facts, "rows": [asdict(row) for row in rows]}
-    (output / "distillation.json").write_text(json.dumps(record, indent=1) + "\n")
+    page(output / "distillation.md", "published.distillation", "Distillation", body, rows, facts)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ is the latency.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, table
+from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.pruning.data import digits, split, training_digits
 from benchmarks.pruning.training import BATCH, RECIPES, moved, trained
 from graphprune.calibration import read
@@ -131,17 +130,12 @@ def main() -> None:
     ]  # fmt: skip
     body = table(["exit", "threshold", "leave", "accuracy", "ms a digit", "times as fast"], lines)
     facts = conditions(("torch", "onnxruntime")) | {"threads": "1", "batch": "1", "epochs": str(given.epochs)}
-    about = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     text = (
-        "# Early exit\n\nWritten by `python -m benchmarks.published.early_exit`.\n\n"
-        f"{about}\n\nResNet-20 for digits, exit behind its third block of nine; 1,000 held-out digits, "
-        f"one at a time through ONNX Runtime; the fastest of {given.passes} passes for every digit, and "
-        f"their mean.\n\n{body}\n"
+        "ResNet-20 for digits, exit behind its third block of nine; 1,000 held-out digits, one at a "
+        f"time through ONNX Runtime; the fastest of {given.passes} passes for every digit, and their mean."
+        f"\n\n{body}"
     )
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "early-exit.md").write_text(text)
-    plain_rows = {"conditions": facts, "rows": [asdict(row) for row in found]}
-    (given.output / "early-exit.json").write_text(json.dumps(plain_rows, indent=1) + "\n")
+    page(given.output / "early-exit.md", "published.early_exit", "Early exit", text, found, facts)
     print(text)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, table
+from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.published import mnist_data, mnist_ours, mnist_theirs
 from graphprune.measure import Timing, isolated, ratio
 from graphprune.threads import torch_threads
@@ -170,11 +170,8 @@ def write(made: list[dict[str, dict[str, Any]]], timings: dict[tuple[Work, int],
         },
         "rows": made,
     }  # fmt: skip
-    about = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    title = "# The published MNIST comparison\n\nWritten by `python -m benchmarks.published.mnist`."
-    (RESULTS / "mnist.md").write_text(f"{title}\n\n{about}\n\n{_ABOUT}{chr(10).join(text)}\n")
-    (RESULTS / "mnist.json").write_text(json.dumps({"conditions": facts, "rows": rows}, indent=1) + "\n")
+    body = _ABOUT + "\n".join(text)
+    page(RESULTS / "mnist.md", "published.mnist", "The published MNIST comparison", body, rows, facts)
     print("\n".join(text))
 
 

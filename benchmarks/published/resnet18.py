@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, table
+from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.backends.networks import Setup
 from graphprune.errors import BackendError
 from graphprune.manifest import deployed
@@ -106,16 +105,13 @@ def write(built: dict[str, Path], timings: dict[int, dict[str, Timing]]) -> None
             row += [f"{found[name].median_ms:.2f}", str(ratio(found[EAGER], found[name]))]
         rows.append(row)
     facts = conditions(("torch", "torchvision", "onnxruntime", "openvino", "zstandard"))
-    about = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     text = table(head, rows)
-    title = "# ResNet-18 in int8\n\nWritten by `python -m benchmarks.published.resnet18`."
-    (RESULTS / "resnet18.md").write_text(f"{title}\n\n{about}\n\n{text}\n")
     plain = {
         "bytes": {name: {"unpacked": u, "stored": s} for name, (u, s) in sizes.items()},
         "original": original,
         "ms": {t: {name: list(one.samples) for name, one in found.items()} for t, found in timings.items()},
     }
-    (RESULTS / "resnet18.json").write_text(json.dumps({"conditions": facts, "rows": plain}, indent=1) + "\n")
+    page(RESULTS / "resnet18.md", "published.resnet18", "ResNet-18 in int8", text, plain, facts)
     print(text)
 
 

@@ -12,17 +12,16 @@ the artifact compressed; a CPU's runtime multiplies with the zeros as with anyth
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, table
+from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.pruning import networks as digits
 from benchmarks.pruning import real, training
 from benchmarks.pruning.data import split
@@ -128,12 +127,8 @@ def write(rows: list[Row]) -> None:
             f"{statistics.mean(row.seconds for row in own):.1f}",
         ])  # fmt: skip
     facts = conditions(("torch", "graphprune", "onnxruntime", "zstandard"))
-    about = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    title = "# Zeros without training\n\nWritten by `python -m benchmarks.published.sparsity`."
-    text = f"{title}\n\n{about}\n\n{_ABOUT}\n{table(head, body)}\n"
-    (RESULTS / "sparsity.md").write_text(text)
-    plain_rows = {"conditions": facts, "rows": [asdict(row) for row in rows]}
-    (RESULTS / "sparsity.json").write_text(json.dumps(plain_rows, indent=1) + "\n")
+    text = f"{_ABOUT}\n{table(head, body)}"
+    page(RESULTS / "sparsity.md", "published.sparsity", "Zeros without training", text, rows, facts)
     print(text)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, table
+from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.pruning.data import Split, split, training_digits
 from benchmarks.pruning.networks import CLASSES, convolution
 from benchmarks.pruning.training import BATCH, CACHE, Recipe, fit, moved
@@ -46,6 +45,7 @@ HIDDEN = 1024
 TRAINING = Recipe(10, 0.05)
 RATE = TRAINING.rate / 10
 ROUNDS, SHARE = 3, 0.3
+TITLE = "A VGG-16 in three rounds of 30 % of its channels"
 COLUMNS = ("repaired only", "trained", "distilled")
 OF = ("the original's", "what is left")  # channels that 30 % are of
 
@@ -172,23 +172,20 @@ def run(of: str, seed: int, column: str, epochs: int, digits: Split) -> list[Rou
     return rounds
 
 
-def text(rounds: list[Round], facts: dict[str, str]) -> str:
-    """The page: what is left and lost, the mean over seeds and the spread."""
+def text(rounds: list[Round]) -> str:
+    """What is left and lost, the mean over seeds and the spread."""
     baselines = sorted({r.seed: r.baseline for r in rounds}.items())
-    about = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     before = ", ".join(f"{value:.1%}" for _, value in baselines)
     tables = "\n\n".join(
         f"A round takes 30 % of {of} channels:\n\n{_table([r for r in rounds if r.of == of])}"
         for of in dict.fromkeys(r.of for r in rounds)
     )
     return (
-        "# A VGG-16 in three rounds of 30 % of its channels\n\n"
-        "Written by `python -m benchmarks.published.vgg`.\n\n"
-        f"{about}\n\nAccuracy before, on 1,000 held-out digits: {before}. Points lost, the mean over seeds; "
-        f"0.1 points are one digit, and less than none comes of training on.\n\n{tables}\n\n"
+        f"Accuracy before, on 1,000 held-out digits: {before}. Points lost, the mean over seeds; 0.1 points "
+        f"are one digit, and less than none comes of training on.\n\n{tables}\n\n"
         "`trained`: repaired, then trained with labels. `distilled`: the same epochs with the unpruned "
         "network's probabilities as targets (temperature 4, nine tenths of the loss). `repaired only`: no "
-        "label and no gradient.\n"
+        "label and no gradient."
     )
 
 
@@ -222,14 +219,11 @@ def main() -> None:
     torch.set_num_threads(1)
     digits, rounds, started = split("vgg"), [], time.perf_counter()
     facts = conditions() | {"threads": "1", "epochs a round": str(given.epochs), "learning rate": f"{RATE:g}"}
-    given.output.mkdir(parents=True, exist_ok=True)
     for of, seed, column in itertools.product(OF, given.seeds, COLUMNS):
         rounds += run(of, seed, column, given.epochs, digits)
-        page = text(rounds, facts)
-        (given.output / "vgg.md").write_text(page)
-        plain = {"conditions": facts, "rounds": [asdict(r) | {"lost": r.lost} for r in rounds]}
-        (given.output / "vgg.json").write_text(json.dumps(plain, indent=1) + "\n")
-    print(page, f"{time.perf_counter() - started:.0f} s", flush=True)
+        plain = [asdict(r) | {"lost": r.lost} for r in rounds]
+        page(given.output / "vgg.md", "published.vgg", TITLE, text(rounds), plain, facts)
+    print(text(rounds), f"{time.perf_counter() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
