@@ -47,7 +47,7 @@ RATE = TRAINING.rate / 10
 ROUNDS, SHARE = 3, 0.3
 TITLE = "A VGG-16 in three rounds of 30 % of its channels"
 COLUMNS = ("repaired only", "trained", "distilled")
-OF = ("the original's", "what is left")  # channels that 30 % are of
+OF = ("the original's channels", "the channels that are left")  # what 30 % are of
 
 
 class Digits(nn.Module):
@@ -177,7 +177,7 @@ def text(rounds: list[Round]) -> str:
     baselines = sorted({r.seed: r.baseline for r in rounds}.items())
     before = ", ".join(f"{value:.1%}" for _, value in baselines)
     tables = "\n\n".join(
-        f"A round takes 30 % of {of} channels:\n\n{_table([r for r in rounds if r.of == of])}"
+        f"A round takes 30 % of {of}:\n\n{_table([r for r in rounds if r.of == of])}"
         for of in dict.fromkeys(r.of for r in rounds)
     )
     return (
