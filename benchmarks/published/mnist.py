@@ -187,9 +187,9 @@ pixel, {mnist_ours.LONGER} times as many epochs; no other row has any of that. S
 were chosen on 500 of the training images, with the others to train on. It computes in float32 with the values
 that those bits stand for.
 
-What bounds its latency: ONNX Runtime computes convolutions in blocks of 16 channels on AVX-512, so that 6 cost
-what 12 do; of 142 us for 32 images on one thread the convolution takes 62, pooling 35 and the way back from
-blocks 27. Tried besides, 32 images, us: without blocks 148 (500 images at once: 2.7 instead of 3.8 ms),
+What bounds its latency: ONNX Runtime computes convolutions in blocks of 16 channels on AVX-512, so that 6
+cost what 12 do; of 142 us for 32 images on one thread the convolution takes 62, pooling 35 and the way back
+from blocks 27. Tried besides, 32 images, us: without blocks 148 (500 images at once: 2.7 instead of 3.8 ms),
 OpenVINO 400, ExecuTorch 300, inductor 430.
 
 """
