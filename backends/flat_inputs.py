@@ -54,14 +54,11 @@ class Check:
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> None:
         """Raises as :func:`check` does."""
-        if all(isinstance(value, torch.Tensor) for value in inputs):
-            now: list[Any] = [(value.dtype, value.shape) for value in inputs]
-            if now == self._fitted:
-                return
+        tensors = all(isinstance(value, torch.Tensor) for value in inputs)
+        now = [(value.dtype, value.shape) for value in inputs] if tensors else None
+        if now is None or now != self._fitted:
             check(self._specs, inputs)
             self._fitted = now
-        else:
-            check(self._specs, inputs)
 
 
 def results(

@@ -59,8 +59,11 @@ def calibrate(
 
 
 def _centred(watch: Observer, signed: bool) -> Parameters:
-    low, high = watch.range(UINT8)
-    return of_range(low, high, UINT8) if low >= 0 and not signed else of_centred(*watch.range(INT8))
+    if not signed:
+        low, high = watch.range(UINT8)
+        if low >= 0:
+            return of_range(low, high, UINT8)
+    return of_centred(*watch.range(INT8))
 
 
 def _watch(graph: Graph, call: Sequence[torch.Tensor], seen_by: Mapping[fx.Node, Observer]) -> None:
