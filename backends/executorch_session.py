@@ -68,6 +68,7 @@ class ExecuTorchRunner:
         if PROGRAM_FILE not in files:
             raise BackendError(f"there is no {PROGRAM_FILE} among the files: {', '.join(files) or 'none'}")
         self.inputs, self.outputs, self.threads = inputs, outputs, checked(threads)
+        self._check = flat_inputs.Check(inputs)
         self._program = files[PROGRAM_FILE]  # the runtime reads weights from these bytes
         self._library = runtime()
         check_format(self._program)
@@ -116,7 +117,7 @@ class ExecuTorchRunner:
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
         """Run once. Raises InputError when the inputs do not fit, BackendError when the runtime fails."""
-        flat_inputs.check(self.inputs, inputs)
+        self._check(inputs)
         for spec, value, largest in zip(self.inputs, inputs, self._largest, strict=True):
             for name, size, most in zip(spec.shape, value.shape, largest, strict=True):
                 if size > most:

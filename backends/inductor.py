@@ -140,6 +140,7 @@ class InductorRunner:
         if PACKAGE_FILE not in files:
             raise BackendError(f"there is no {PACKAGE_FILE} among the files: {', '.join(files) or 'none'}")
         self.inputs, self.outputs, self.threads = inputs, outputs, checked(threads)
+        self._check = flat_inputs.Check(inputs)
         self.device = _checked_device(files[PACKAGE_FILE])
         with tempfile.TemporaryDirectory(prefix="graphprune-") as folder, quiet():
             path = Path(folder) / PACKAGE_FILE
@@ -152,7 +153,7 @@ class InductorRunner:
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
         """Run once. Raises InputError when the inputs do not fit, BackendError when the package fails."""
-        flat_inputs.check(self.inputs, inputs)
+        self._check(inputs)
         # Compiled for rows that follow each other: another layout would be read as if it were that.
         given = [value.detach().to(self.device).contiguous() for value in inputs]
         try:

@@ -16,7 +16,7 @@ import torch
 from graphprune.backend import TensorSpec
 from graphprune.errors import BackendError, InputError
 
-from .flat_inputs import check
+from .flat_inputs import Check
 from .openvino_model import compiled, floats_note, read, reason, runtime
 
 _INT32 = np.iinfo(np.int32)
@@ -41,6 +41,7 @@ class OpenVinoRunner:
         profile: bool = False,
     ):
         self.inputs, self.outputs, self.threads = inputs, outputs, threads
+        self._check = Check(inputs)
         self._openvino = runtime()
         self._core = self._openvino.Core()
         model = read(self._core, files)
@@ -64,7 +65,7 @@ class OpenVinoRunner:
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
         """Run once. Raises InputError when the inputs do not fit, BackendError when the runtime fails."""
-        check(self.inputs, inputs)
+        self._check(inputs)
         feed = [self._given(value, spec) for value, spec in zip(inputs, self.inputs, strict=True)]
         try:
             with self._busy:

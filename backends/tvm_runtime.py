@@ -32,7 +32,7 @@ from graphprune.target import host_arch
 from graphprune.threads import checked
 
 from .exported import first_line
-from .flat_inputs import check, results
+from .flat_inputs import Check, results
 
 LIBRARY_FILE, FACTS_FILE = "model.so", "tvm.json"
 FORMAT = 1
@@ -140,6 +140,7 @@ class TvmRunner:
     ):
         facts = facts_of(files)
         self.inputs, self.outputs, self.threads = inputs, outputs, checked(threads)
+        self._check = Check(inputs)
         self._tvm = package()
         self._check_version(facts)
         from .tvm_machine import missing
@@ -181,7 +182,7 @@ class TvmRunner:
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
         """Run once. Raises InputError when the inputs do not fit, BackendError when the library fails."""
-        check(self.inputs, inputs)
+        self._check(inputs)
         given = [self._tvm.runtime.from_dlpack(_aligned(value)) for value in inputs]
         try:
             with self._busy:
