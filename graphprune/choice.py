@@ -2,12 +2,14 @@
 
 What is timed is what was built, on the caller's example inputs and number of threads; everything is opened
 anew in every sitting (:mod:`graphprune.sittings`). The first candidate is the target's default, and stays
-where another one's advantage is small and within the spread: a build should not change its runtime with the
-weather.
+where another one's advantage is small and within the spread, or not certain: a build should not change its
+runtime with the weather. Where the host is so noisy that candidates cannot be told apart, those are measured
+again, a few times, and the others no more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +19,10 @@ import torch
 
 from .lowering import Deployment, opened
 from .measure import Ratio, Timing, ratio
-from .sittings import in_sittings
+from .sittings import in_sittings, pooled
 
 SITTINGS = 2
+MOST = 5  # times that candidates are measured
 TURN = 0.02  # seconds
 SMALL = 1.05  # what two openings of one artifact differ by
 
@@ -53,19 +56,49 @@ def fastest(
     Args:
         openers: name → opens the artifact and returns a call of it; the preferred one first.
         threads: torch's intra-operator threads meanwhile; runtimes are opened with their own.
+        rounds: turns of each, up to :data:`MOST` times as many where that does not tell them apart.
         measure: as :func:`graphprune.sittings.in_sittings`.
 
     Raises:
         InputError: there is no candidate.
     """
-    timings = measure(openers, rounds=rounds, sittings=SITTINGS, turn=TURN, threads=threads)
-    names = sorted(openers, key=lambda name: timings[name].median_ms)
-    behind = {name: ratio(timings[name], timings[names[0]]) for name in openers}
-    chosen = next(name for name in openers if behind[name].low <= 1 and behind[name].median <= SMALL)
+    samples: dict[str, list[float]] = {name: [] for name in openers}
+    close, used = list(openers), threads or 0
+    for _ in range(MOST):
+        again = {name: openers[name] for name in close}
+        measured = measure(again, rounds=rounds, sittings=SITTINGS, turn=TURN, threads=threads)
+        for name, timing in measured.items():
+            samples[name] += timing.samples
+            used = timing.threads
+        timings = {name: pooled(values, used) for name, values in samples.items()}
+        names = sorted(openers, key=lambda name: timings[name].median_ms)
+        behind = {name: _to(timings[name], timings[names[0]]) for name in openers}
+        close = [n for n in openers if behind[n].median - _uncertainty(timings[n], behind[n]) <= SMALL]
+        if all(_uncertainty(timings[name], behind[name]) <= SMALL - 1 for name in close):
+            break
+    chosen = next(name for name in openers if _stays(timings[name], behind[name]))
     return tuple(
-        Contestant(name, timings[name], ratio(timings[name], timings[chosen]), name == chosen)
-        for name in names
+        Contestant(name, timings[name], _to(timings[name], timings[chosen]), name == chosen) for name in names
     )
+
+
+def _stays(timing: Timing, behind: Ratio) -> bool:
+    small = behind.low <= 1 and behind.median <= SMALL
+    return small or behind.median - _uncertainty(timing, behind) <= 1
+
+
+def _uncertainty(timing: Timing, found: Ratio) -> float:
+    """How far the true median may be from the one found, by the rule of notched box plots.
+
+    Source: McGill, Tukey and Larsen, *Variations of Box Plots*, The American Statistician 32 (1978).
+    """
+    return 1.57 * (found.high - found.low) / math.sqrt(timing.rounds)
+
+
+def _to(one: Timing, other: Timing) -> Ratio:
+    """The ratio of the turns that both took."""
+    both = min(one.rounds, other.rounds)
+    return ratio(pooled(one.samples[:both], one.threads), pooled(other.samples[:both], other.threads))
 
 
 def opener(

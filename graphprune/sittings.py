@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,7 +76,7 @@ def in_sittings(
         for name, timing in timings.items():
             samples[name] += [ms / repeats[name] for ms in timing.samples]
             used = timing.threads
-    return {name: _timing(values, used) for name, values in samples.items()}
+    return {name: pooled(values, used) for name, values in samples.items()}
 
 
 def repeats_of(call: Callable[[], Any], turn: float) -> int:
@@ -95,8 +95,9 @@ def one_turn(call: Callable[[], Any], repeats: int) -> None:
         call()
 
 
-def _timing(samples: list[float], threads: int) -> Timing:
+def pooled(samples: Sequence[float], threads: int) -> Timing:
+    """Samples in milliseconds as a :class:`~graphprune.measure.Timing`."""
     low, median, high = statistics.quantiles(
-        samples * 2 if len(samples) == 1 else samples, n=4, method="inclusive"
+        [*samples] * 2 if len(samples) == 1 else samples, n=4, method="inclusive"
     )
     return Timing(median, low, high, len(samples), threads, tuple(samples))

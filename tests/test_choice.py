@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -91,6 +92,42 @@ def test_the_first_stays_within_the_spread() -> None:
 
 def test_the_first_goes_where_it_is_much_slower_though_the_spread_is_wide() -> None:
     assert chosen(a=[5, 5, 5, 5], b=[5.1, 4.5, 4.5, 4.6])[0] == "b"
+
+
+def test_what_the_noise_hides_is_measured_again_and_the_rest_is_not() -> None:
+    generator = random.Random(0)
+    asked: list[list[str]] = []
+
+    def measure(openers: Mapping[str, Any], *, rounds: int, **options: Any) -> dict[str, Timing]:
+        asked.append(list(openers))
+        length = {"default": 5.0, "faster": 4.6, "slow": 50.0}
+        return {
+            name: timing(*(length[name] * generator.uniform(0.5, 1.5) for _ in range(rounds)))
+            for name in openers
+        }
+
+    shown = fastest(dict.fromkeys(("default", "faster", "slow"), lambda: list), measure=measure, rounds=8)
+    assert [one.backend for one in shown] == ["faster", "default", "slow"]
+    assert len(asked) > 1 and asked[0] == ["default", "faster", "slow"]
+    assert all(names == ["default", "faster"] for names in asked[1:])
+    assert [one.timing.rounds for one in shown] == [8 * len(asked), 8 * len(asked), 8]
+    assert shown[2].to_chosen.median > 5
+
+
+def test_the_first_stays_where_it_is_not_certain_that_it_is_slower() -> None:
+    noisy = [3.0, 7.0, 3.2, 6.5]
+    assert chosen(a=noisy, b=[value * 0.93 for value in reversed(noisy)])[0] == "a"
+
+
+def test_quiet_candidates_are_measured_once() -> None:
+    calls = []
+
+    def measure(openers: Mapping[str, Any], **options: Any) -> dict[str, Timing]:
+        calls.append(1)
+        return {"a": timing(5, 5.05, 5), "b": timing(4, 4.04, 4)}
+
+    fastest(dict.fromkeys("ab", lambda: list), measure=measure)
+    assert len(calls) == 1
 
 
 def test_auto_means_all_only_where_they_are_measured() -> None:
