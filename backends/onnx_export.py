@@ -36,6 +36,7 @@ from .onnx_files import DATA_FILE, MODEL_FILE
 from .onnx_integers import packed
 from .onnx_pooling import pool_globally
 from .onnx_precision import computable
+from .onnx_strides import stride_pooling
 
 OPSET = 20
 
@@ -62,7 +63,7 @@ def export(graph: Graph, target: Target, backend: str) -> Lowered:
     flat: tuple[Any, ...] = tuple(graph.output.args[0])  # type: ignore[arg-type]
     # Attention has other strides where gradients are recorded; the exporter derives shapes in both modes.
     with _quiet(), torch.no_grad():
-        program, unpacked = _program(computed, kept)
+        program, told = _program(computed, kept, target)
         model = _translate(computed, program)
     pool_globally(model)
     _strip(model)
@@ -81,7 +82,7 @@ def export(graph: Graph, target: Target, backend: str) -> Lowered:
         outputs=tuple(_spec(next(results), v.meta["val"]) if isinstance(v, fx.Node) else v for v in flat),
         files=_files(model),
         versions={package: found for package in _PACKAGES if (found := installed(package))},
-        notes=(*notes, *unpacked),
+        notes=(*notes, *told),
     )
 
 
@@ -101,12 +102,15 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _program(graph: Graph, kept: Sequence[int]) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
+def _program(
+    graph: Graph, kept: Sequence[int], target: Target
+) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
     """The graph with the outputs ``kept``, exported, as the translation wants it; and notes on it."""
     graph = graph.copy()
+    notes = stride_pooling(graph, target)
     four_dimensional(graph)
     dynamic(graph)
-    notes = packed(graph)
+    notes += packed(graph)
     return exported(graph, kept), notes
 
 
