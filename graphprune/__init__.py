@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from .artifact import load
     from .axes.axis import Axis
     from .axes.typing import rule
-    from .capture import capture as trace
     from .errors import GraphpruneError
+    from .frontend.capture import capture as trace
     from .graph import Graph
     from .pipeline import Context, Note, Pass, PassResult, Pipeline
-    from .plan import Plan
+    from .plans.plan import Plan
     from .report import Report
     from .result import Result
     from .target import Target
@@ -43,14 +43,14 @@ _EXPORTS = {
     "Pass": "pipeline:Pass",
     "PassResult": "pipeline:PassResult",
     "Pipeline": "pipeline:Pipeline",
-    "Plan": "plan:Plan",
+    "Plan": "plans.plan:Plan",
     "Report": "report:Report",
     "Result": "result:Result",
     "Target": "target:Target",
     "load": "artifact:load",
     "optimize": "api:optimize",
     "rule": "axes.typing:rule",
-    "trace": "capture:capture",
+    "trace": "frontend.capture:capture",
     "verify": "verify:",
 }
 

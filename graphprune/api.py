@@ -31,7 +31,7 @@ from .lowering import Calls, Deployment, candidates, flat_calls
 from .measured import kept, latency_of, not_measured, slower_in_integers
 from .original import Original, at
 from .pipeline import Context, Pipeline
-from .plan import Plan
+from .plans.plan import Plan
 from .precision import around
 from .pruning import Pruning, planned
 from .report import AuditSummary, Report
@@ -140,7 +140,8 @@ def optimize(
         repair: refit what is left to what the model computed, without training; on ``calibration``, or
             without it by what batch norms say.
         steps: reach the budget in so many rounds of pruning, repair and ``callback``.
-        schedule: ``constant``, ``linear``, ``polynomial`` or ``exponential`` (:mod:`graphprune.schedule`).
+        schedule: ``constant``, ``linear``, ``polynomial`` or ``exponential``; see
+            :mod:`graphprune.plans.schedule`.
         callback: ``(module, step) -> anything``, the caller's training after each step, from 1.
         precision: ``int8``, ``int8-dynamic``, ``int8-weights``, ``int4-weights``, ``bfloat16`` or
             ``float16``, after any pruning; ``int8+bfloat16`` lets the runtime compute in bfloat16 what is

@@ -39,7 +39,7 @@ from .axes.terms import Atom, kept_size
 from .cost import node_macs
 from .graph import Graph
 from .graph_text import argument_text, operator_name, type_text
-from .rewrite import shrink
+from .plans.rewrite import shrink
 from .signature import Signature
 
 Sizes = Mapping[Atom, int]

@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
     from .axes.axis import Axes
     from .axes.typing import Typing
-    from .plan import Plan
-    from .provenance import Provenance
-    from .removal import Removal
+    from .plans.plan import Plan
+    from .plans.provenance import Provenance
+    from .plans.removal import Removal
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -312,9 +312,9 @@ class Graph:
 
     @property
     def dependencies(self) -> networkx.MultiGraph:
-        """How axes and parameters are coupled. See :func:`graphprune.dependency.dependencies`."""
+        """How axes and parameters are coupled. See :func:`graphprune.axes.dependency.dependencies`."""
         if self._dependencies is None:
-            from .dependency import dependencies
+            from .axes.dependency import dependencies
 
             self._dependencies = dependencies(self)
         return self._dependencies
@@ -333,7 +333,7 @@ class Graph:
             InputError: both or neither are given, or the ratio is out of range.
             AxisError: an axis is unknown or frozen, or a position is out of range.
         """
-        from .plan import make_plan, plan_ratio
+        from .plans.plan import make_plan, plan_ratio
 
         if (removed is None) == (ratio is None):
             raise InputError("give either the positions to remove by axis, or a ratio")
@@ -342,14 +342,14 @@ class Graph:
         return plan_ratio(self, ratio, importance, statistical=statistical, align=align, seed=seed)  # type: ignore[arg-type]
 
     def apply(self, plan: Plan) -> Graph:
-        """A new, smaller graph; this one is untouched. See :func:`graphprune.rewrite.apply_plan`."""
-        from .rewrite import apply_plan
+        """A new, smaller graph; this one is untouched. See :func:`graphprune.plans.rewrite.apply_plan`."""
+        from .plans.rewrite import apply_plan
 
         return apply_plan(self, plan)
 
     def compose(self, first: Plan, second: Plan) -> Plan:
         """The plan that does at once what ``first`` here and then ``second`` on the result do."""
-        from .rewrite import compose
+        from .plans.rewrite import compose
 
         return compose(self, first, second)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RecipeError, suggestion
-from .sources import load_object
+from .frontend.sources import load_object
 
 if TYPE_CHECKING:
     from .train.rounds import Iterated

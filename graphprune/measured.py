@@ -10,8 +10,8 @@ import torch
 
 from .building import Built
 from .choice import Contestant, fastest, opener
+from .frontend.inputs import undisturbed
 from .graph import Graph
-from .inputs import undisturbed
 from .lowering import Deployment, unmeasurable
 from .measure import interleaved, ratio
 from .original import Original

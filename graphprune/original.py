@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from .batch import resize
-from .capture import arguments, capture, example_call
 from .errors import InputError
+from .frontend.batch import resize
+from .frontend.capture import arguments, capture, example_call
+from .frontend.inputs import infer, undisturbed
 from .graph import Graph
-from .inputs import infer, undisturbed
 from .module import TracedModule
 
 BATCHES = (1, 7)  # sizes a symbolic batch is proved at
@@ -46,7 +46,7 @@ class Original:
             weights: whether they must have values; shapes are enough to look at a model.
 
         Raises:
-            InputError, CaptureError: as :func:`graphprune.capture.capture`.
+            InputError, CaptureError: as :func:`graphprune.frontend.capture.capture`.
         """
         given = inputs is not None or kwargs is not None
         if isinstance(model, torch.export.ExportedProgram):

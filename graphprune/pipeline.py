@@ -20,7 +20,7 @@ from .notes import Note, Ranking
 from .target import Target, get
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .plans.plan import Plan
 
 LOSSLESS = "clean-up,fold-constants,remove-dropout,fold-parameters,fold-batch-norm,clean-up"
 """What ``optimize`` runs when nothing else is asked."""

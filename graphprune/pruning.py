@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .budget import absolute
-from .candidates import RESOURCES
 from .errors import InputError
 from .graph import Graph
 from .pipeline import LOSSLESS, Context, Instrument, Pass, Pipeline
-from .plan import CostModel, Plan
+from .plans.budget import absolute
+from .plans.candidates import RESOURCES
+from .plans.plan import CostModel, Plan
+from .plans.schedule import shares
 from .precision import suffix
-from .schedule import shares
 from .textual import make_pass
 
 
@@ -25,7 +25,7 @@ class Pruning:
         budgets: name → a fraction, an absolute number, or ``None``.
         importance: of ``prune-channels``.
         repair: whether ``repair`` follows each removal.
-        steps, schedule: how many rounds, and how much each leaves (:mod:`graphprune.schedule`).
+        steps, schedule: how many rounds, and how much each leaves (:mod:`graphprune.plans.schedule`).
         callback: the caller's training after each round.
         precision, max_drop: what the numbers become afterwards (:mod:`graphprune.precision`).
     """

@@ -36,7 +36,7 @@ class Recipe:
     """The options of one build; ``None`` is an option that nobody set.
 
     Attributes:
-        source: where the model comes from (see :mod:`graphprune.sources`).
+        source: where the model comes from (see :mod:`graphprune.frontend.sources`).
         target, backend, threads, verify, measure, seed, dynamic_batch: as ``optimize`` takes them.
         out: the artifact directory.
         overwrite: whether ``out`` may exist.

@@ -23,7 +23,7 @@ from .errors import VerificationError
 from .graph import Graph
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .plans.plan import Plan
 
 # Relative tolerance of an exact rewrite by the outputs' precision.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -232,8 +232,8 @@ def mask_equivalence(
         pruned: the rewritten graph, if it was made already.
         tolerance: relative; by default that of the outputs' precision.
     """
-    from .masking import run_masked
-    from .rewrite import apply_plan
+    from .plans.masking import run_masked
+    from .plans.rewrite import apply_plan
 
     small = pruned if pruned is not None else apply_plan(graph, plan)
     calls = inputs or [graph.examples]

@@ -19,14 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from graphprune.budget import solve
-from graphprune.candidates import RESOURCES, Candidates, Limits, Share
 from graphprune.errors import PassError
 from graphprune.graph import Graph
 from graphprune.importance import Data
 from graphprune.latency import solve as solve_latency
 from graphprune.pipeline import Context, Note, Pass, PassResult
-from graphprune.plan import CostModel, Plan
+from graphprune.plans.budget import solve
+from graphprune.plans.candidates import RESOURCES, Candidates, Limits, Share
+from graphprune.plans.plan import CostModel, Plan
 
 
 @dataclass(frozen=True)

@@ -34,14 +34,14 @@ import torch
 
 from graphprune.axes.axis import Axis
 from graphprune.axes.terms import Atom
-from graphprune.budget import within
 from graphprune.calibration import read
-from graphprune.candidates import RESOURCES
 from graphprune.errors import InputError, PassError, suggestion
 from graphprune.graph import Graph
 from graphprune.importance import scores
 from graphprune.pipeline import Context, Note, Pass, PassResult
-from graphprune.plan import CostModel, Plan, make_plan
+from graphprune.plans.budget import within
+from graphprune.plans.candidates import RESOURCES
+from graphprune.plans.plan import CostModel, Plan, make_plan
 
 from .attention import Attention, attentions
 from .michel import batch_first, sensitivities

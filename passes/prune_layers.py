@@ -33,15 +33,15 @@ from fnmatch import fnmatchcase
 from math import inf
 from typing import ClassVar
 
-from graphprune.budget import within
 from graphprune.calibration import read
-from graphprune.candidates import RESOURCES
 from graphprune.cost import cost
 from graphprune.errors import InputError, PassError
 from graphprune.graph import Graph
 from graphprune.pipeline import Context, Note, Pass, PassResult
-from graphprune.plan import make_plan
-from graphprune.removal import Removal
+from graphprune.plans.budget import within
+from graphprune.plans.candidates import RESOURCES
+from graphprune.plans.plan import make_plan
+from graphprune.plans.removal import Removal
 
 from .effect import Effect, Measured
 from .residual import Block, drop, residual_blocks

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import graphprune
-from graphprune.budget import solve
-from graphprune.candidates import RESOURCES, Limits
 from graphprune.cost import cost
 from graphprune.errors import InputError, PassError
 from graphprune.pipeline import Pipeline
+from graphprune.plans.budget import solve
+from graphprune.plans.candidates import RESOURCES, Limits
 
 
 def network() -> nn.Module:

@@ -142,7 +142,7 @@ def test_notes_of_the_source_are_in_the_report(
 ) -> None:
     from torch import nn
 
-    from graphprune import sources
+    from graphprune.frontend import sources
 
     random = sources.Source(nn.Linear(3, 2), None, (sources.RANDOM_WEIGHTS,))
     monkeypatch.setattr(sources, "resolve", lambda *_: random)

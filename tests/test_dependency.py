@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import graphprune
-from graphprune.dependency import selection, to_dot, to_json, to_svg, write
-from graphprune.drawing import ROW, _apart, layout
+from graphprune.axes.dependency import selection, to_dot, to_json, to_svg, write
+from graphprune.axes.drawing import ROW, _apart, layout
 from graphprune.errors import InputError, MissingExtraError
 from graphprune.graph import Graph
 

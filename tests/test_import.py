@@ -32,25 +32,21 @@ LAYERS = {
         "compact",
     ),
     "capture": (
-        "graph", "graph_text", "batch", "functionalize", "module", "training", "inputs", "declared_inputs",
-        "capture", "original", "cost", "provenance", "removal", "calibration",
-        "runner", "operands", "kinds",
+        "graph", "graph_text", "module", "frontend", "original", "cost", "calibration", "runner", "operands",
+        "kinds",
     ),
-    "type": ("axes", "dependency", "drawing"),
-    "plan": (
-        "importance", "inverse_factor", "quantization", "sparsity", "plan", "candidates", "budget",
-        "schedule",
-    ),
-    "rewrite": ("masking", "rewrite", "pipeline", "textual", "registry"),
-    "verify": ("verify", "rounding", "instruments", "writeback", "attributes", "refusal"),
+    "type": ("axes",),
+    "plan": ("importance", "inverse_factor", "quantization", "sparsity", "plans"),
+    "rewrite": ("pipeline", "textual", "registry"),
+    "verify": ("verify", "rounding", "instruments", "writeback"),
     "lower": ("backend", "lowering", "manifest", "contents", "reference", "versions", "artifact"),
     "measure": (
         "measure", "sittings", "choice", "blocks", "fusion", "latency",
     ),
     "train": ("train",),
     "front": (
-        "report", "result", "precision", "pruning", "building", "measured", "api", "input_text", "sources",
-        "iterating", "recipe", "gates", "emulation", "proof", "cli",
+        "report", "result", "precision", "pruning", "building", "measured", "api", "iterating", "recipe",
+        "gates", "emulation", "proof", "cli",
     ),
 }  # fmt: skip
 LEVEL = {module: level for level, modules in enumerate(LAYERS.values()) for module in modules}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from graphprune.errors import InputError
-from graphprune.inputs import Sampler, attempt, infer, undisturbed
+from graphprune.frontend.inputs import Sampler, attempt, infer, undisturbed
 
 
 def flattened(channels: int, side: int) -> nn.Sequential:

@@ -17,13 +17,13 @@ from torch import nn
 
 import graphprune
 from graphprune import measure
-from graphprune.candidates import Candidates, Limits
 from graphprune.errors import InputError, PassError, TargetError
 from graphprune.latency import solve
 from graphprune.latency.bracket import search
 from graphprune.latency.goal import Goal, Samples, bounds
 from graphprune.pipeline import Context, Pipeline
-from graphprune.plan import Plan
+from graphprune.plans.candidates import Candidates, Limits
+from graphprune.plans.plan import Plan
 from graphprune.target import Target, get, host_arch
 
 OTHER = "aarch64" if host_arch() == "x86_64" else "x86_64"

@@ -17,7 +17,6 @@ from torch import nn
 import graphprune
 from graphprune.axes.terms import Atom
 from graphprune.blocks import Block, Sizes
-from graphprune.candidates import Candidates, Limits
 from graphprune.errors import BackendError, InputError
 from graphprune.fusion import blocks
 from graphprune.graph import Graph
@@ -26,7 +25,8 @@ from graphprune.latency.goal import Samples
 from graphprune.latency.model import FINE, WHOLE, LatencyModel
 from graphprune.latency.table import IN_MEMORY, Entry, Machine, Table
 from graphprune.latency.tuning import Outlook, widths
-from graphprune.plan import Plan
+from graphprune.plans.candidates import Candidates, Limits
+from graphprune.plans.plan import Plan
 from graphprune.target import get
 
 CALL = 0.01  # ms of a call that does nothing

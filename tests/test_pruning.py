@@ -15,15 +15,15 @@ from torch import nn
 
 import graphprune
 from graphprune.api import Options
-from graphprune.budget import solve
 from graphprune.calibration import Replayed, replayed
-from graphprune.candidates import Candidates, Limits
 from graphprune.cost import cost
 from graphprune.errors import InputError, PassError
 from graphprune.importance import Data
 from graphprune.pipeline import LOSSLESS, Context, Pipeline
-from graphprune.plan import Plan
-from graphprune.schedule import SCHEDULES, shares
+from graphprune.plans.budget import solve
+from graphprune.plans.candidates import Candidates, Limits
+from graphprune.plans.plan import Plan
+from graphprune.plans.schedule import SCHEDULES, shares
 
 
 class Small(nn.Module):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from graphprune import sources
 from graphprune.errors import MissingExtraError, SourceError
-from graphprune.sources import RANDOM_WEIGHTS, load_object, resolve
+from graphprune.frontend import sources
+from graphprune.frontend.sources import RANDOM_WEIGHTS, load_object, resolve
 
 NETS = """
 import torch

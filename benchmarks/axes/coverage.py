@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 import graphprune
-from benchmarks.axes import record
+from benchmarks import record
 from benchmarks.axes.zeroing import against_zeroed
 from graphprune import verify
 from graphprune.axes.terms import leaves

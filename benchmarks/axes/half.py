@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import graphprune
-from benchmarks.axes import record
+from benchmarks import record
 from graphprune import measure, verify
 from graphprune.cost import cost
 from tests.zoo import torchvision_schemas

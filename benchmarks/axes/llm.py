@@ -18,7 +18,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.axes import record
+from benchmarks import record
 
 SHAPES = {"llama_7b": (32, 32), "llama_7b_grouped": (32, 8)}
 LIMITS = {"seconds": 60.0, "gigabytes": 4.0}

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 import graphprune
-from benchmarks.axes import record
+from benchmarks import record
 from benchmarks.axes.chains import calls, chain, seconds, typing_seconds
 from graphprune.axes.axis import Axes
 from graphprune.axes.typing import Typing

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from graphprune.axes.terms import mask
 from graphprune.graph import Graph
-from graphprune.plan import Plan, keep_masks
+from graphprune.plans.plan import Plan, keep_masks
 from graphprune.verify import Certificate, compare
 
 

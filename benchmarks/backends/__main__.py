@@ -17,10 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.axes.record import conditions
 from benchmarks.backends import record, tables, timing
 from benchmarks.backends.making import BACKENDS, FACTS, PRECISIONS, make
 from benchmarks.backends.networks import BATCHES, NAMES, Setup
+from benchmarks.record import conditions
 
 PACKAGES = (
     "torch",

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, table
 from benchmarks.quantization.cases import speed_case
+from benchmarks.record import RESULTS, conditions, table
 from graphprune.emulation.emulator import Emulator, find
 from graphprune.errors import GraphpruneError
 from graphprune.proof import Proof, prove

@@ -27,15 +27,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.axes.record import RESULTS, conditions, table
-from graphprune.candidates import Candidates, Limits
-from graphprune.capture import capture
+from benchmarks.record import RESULTS, conditions, table
+from graphprune.frontend.capture import capture
 from graphprune.graph import Graph
 from graphprune.latency import solve
 from graphprune.latency.tuning import tune
 from graphprune.lowering import candidates as backends_for
 from graphprune.measure import Ratio, ratio
 from graphprune.pipeline import LOSSLESS, Context, Pipeline
+from graphprune.plans.candidates import Candidates, Limits
 from graphprune.sittings import in_sittings
 from graphprune.target import get
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.backends.networks import Setup
+from benchmarks.record import RESULTS, conditions, page, table
 from graphprune.measure import Timing, interleaved, ratio
 from graphprune.pipeline import LOSSLESS
 

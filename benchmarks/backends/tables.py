@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.axes.record import RESULTS, table
 from benchmarks.backends.making import BACKENDS, PRECISIONS
 from benchmarks.backends.record import Measured, precisions
 from benchmarks.backends.timing import AGAIN, COMPILED, EAGER, ORT, OV, OV_FLOAT, OV_INT8, OV_INT8_FLOAT
+from benchmarks.record import RESULTS, table
 
 LOAD = "load average over 1, 5 and 15 minutes"
 FASTER = 5.0  # pruned and int8 on the ResNets against ONNX Runtime in float32

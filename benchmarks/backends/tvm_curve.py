@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 import graphprune
-from benchmarks.axes.record import conditions
+from benchmarks.record import conditions
 from benchmarks.runtime import networks
 from graphprune.backend import Lowered
 from graphprune.measure import Timing, isolated, ratio

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.axes.record import RESULTS, conditions
 from benchmarks.pruning import comparison, networks, readme, training
 from benchmarks.pruning.comparison import BUDGETS, LIBRARIES, NAMES, OURS, Result
 from benchmarks.pruning.table import Rows, load, summary, write
 from benchmarks.readme import update
+from benchmarks.record import RESULTS, conditions
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from torch import nn
 
 from graphprune.axes.terms import mask
 from graphprune.graph import Graph
-from graphprune.plan import Plan, keep_masks, make_plan
+from graphprune.plans.plan import Plan, keep_masks, make_plan
 
 Places = dict[str, dict[int, np.ndarray]]
 """Parameter → dimension → the places that stay, ascending."""

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.pruning.data import split
 from benchmarks.pruning.training import SEEDS, Recipe, fit, trained
+from benchmarks.record import RESULTS, conditions, page, table
 
 NETWORK = "resnet20"
 RATE = 0.02

@@ -27,9 +27,9 @@ from graphprune.passes.prune_heads import PruneHeads
 from graphprune.passes.repair import repair
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.pruning import real
 from benchmarks.pruning.data import Split
+from benchmarks.record import RESULTS, conditions, page, table
 from graphprune.graph import Graph
 from graphprune.pipeline import Context
 

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, table
+from benchmarks.record import RESULTS, conditions, table
 from graphprune.measure import Ratio, Timing, isolated, ratio
 from graphprune.pipeline import LOSSLESS
 

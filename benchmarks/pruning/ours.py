@@ -6,11 +6,11 @@ from typing import Any
 
 from graphprune.passes.repair import repair
 
-from graphprune.budget import solve
-from graphprune.candidates import Limits
 from graphprune.graph import Graph
 from graphprune.importance import Data
-from graphprune.plan import Plan
+from graphprune.plans.budget import solve
+from graphprune.plans.candidates import Limits
+from graphprune.plans.plan import Plan
 
 LIMIT = 2048  # calibration samples: all there are
 MINIMUM = 0.05  # share of its positions that every axis keeps: a tenth would forbid eight times fewer MACs

@@ -19,7 +19,7 @@ from benchmarks.pruning.attach import Detached, kept_places, plan_of
 from benchmarks.pruning.data import Split
 from benchmarks.pruning.measure import least, quick_macs
 from graphprune.graph import Graph
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 
 for folder in filter(None, os.environ.get("GRAPHPRUNE_PEERS", "").split(os.pathsep)):
     if folder not in sys.path:

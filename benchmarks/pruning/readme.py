@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.axes.record import RESULTS, table
 from benchmarks.pruning.comparison import ALONE, OURS, RECALIBRATED, REPAIRED
 from benchmarks.pruning.table import LIBRARIES, Method, Rows, load
 from benchmarks.readme import marked
+from benchmarks.record import RESULTS, table
 
 _ABOUT = """\
 Per cent on unseen inputs (accuracy; CREPE: pitch; EfficientNet: agreement with the original; MiniLM:

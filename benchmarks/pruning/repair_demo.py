@@ -23,7 +23,7 @@ from benchmarks.pruning.data import digits
 from benchmarks.pruning.networks import Residual
 from graphprune.cost import cost
 from graphprune.graph import Graph
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 
 
 def network() -> nn.Sequential:

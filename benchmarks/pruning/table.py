@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.axes.record import table
 from benchmarks.pruning.comparison import ALONE, OURS, RECALIBRATED, REPAIRED, Result
+from benchmarks.record import table
 
 Method = tuple[str, str, str]
 """Library, variant, treatment."""

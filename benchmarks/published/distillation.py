@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.pruning.data import digits, split, training_digits
 from benchmarks.pruning.networks import Residual, convolution, head
 from benchmarks.pruning.training import BATCH, SEEDS, moved, trained
+from benchmarks.record import RESULTS, conditions, page, table
 from graphprune.pipeline import Pipeline
 from graphprune.train import (
     AttentionTransfer,

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.pruning.data import digits, split, training_digits
 from benchmarks.pruning.training import BATCH, RECIPES, moved, trained
+from benchmarks.record import RESULTS, conditions, page, table
 from graphprune.calibration import read
 from graphprune.graph import Graph
 from graphprune.lowering import opened

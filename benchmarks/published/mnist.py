@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.published import mnist_data, mnist_ours, mnist_theirs
+from benchmarks.record import RESULTS, conditions, page, table
 from graphprune.measure import Timing, isolated, ratio
 from graphprune.threads import torch_threads
 

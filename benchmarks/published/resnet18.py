@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.backends.networks import Setup
+from benchmarks.record import RESULTS, conditions, page, table
 from graphprune.errors import BackendError
 from graphprune.manifest import deployed
 from graphprune.measure import Timing, isolated, ratio

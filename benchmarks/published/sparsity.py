@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.pruning import networks as digits
 from benchmarks.pruning import real, training
 from benchmarks.pruning.data import split
+from benchmarks.record import RESULTS, conditions, page, table
 from graphprune.compact import pack
 from graphprune.pipeline import Context, Pipeline
 from graphprune.registry import backends

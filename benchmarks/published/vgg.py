@@ -28,15 +28,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphprune
-from benchmarks.axes.record import RESULTS, conditions, page, table
 from benchmarks.pruning.data import Split, split, training_digits
 from benchmarks.pruning.networks import CLASSES, convolution
 from benchmarks.pruning.training import BATCH, CACHE, Recipe, fit, moved
-from graphprune.candidates import Candidates, Limits
+from benchmarks.record import RESULTS, conditions, page, table
 from graphprune.cost import cost
 from graphprune.graph import Graph
 from graphprune.importance import Data
 from graphprune.pipeline import Context
+from graphprune.plans.candidates import Candidates, Limits
 from graphprune.train import finetune
 from graphprune.train.distill import Distillation, SoftTargets
 

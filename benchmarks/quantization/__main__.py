@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.axes.record import RESULTS, conditions
 from benchmarks.pruning import training
 from benchmarks.quantization import accuracy, cases, methods, pruned, qat, speed
 from benchmarks.quantization.results import Results, load, three
@@ -30,6 +29,7 @@ from benchmarks.quantization.table import (
     training_summary,
     write,
 )
+from benchmarks.record import RESULTS, conditions
 
 SCORED = (*cases.TRAINED, *cases.REAL)
 NAMES = tuple(dict.fromkeys((*cases.SPEED, *SCORED)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.axes.record import table
 from benchmarks.quantization.accuracy import Score
 from benchmarks.quantization.methods import OURS
 from benchmarks.quantization.pruned import Pruned
 from benchmarks.quantization.qat import Trained
 from benchmarks.quantization.results import DYNAMIC, INT8, PEERS, Results, networks, share
 from benchmarks.quantization.speed import Row
+from benchmarks.record import table
 
 # What our files are held to: shares of the float file's, and of multiply-accumulates.
 SIZE, INTEGERS = 0.27, 0.99

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.axes.record import table
 from benchmarks.quantization.accuracy import Score
 from benchmarks.quantization.goals import goals, verdict
 from benchmarks.quantization.methods import OURS
@@ -16,6 +15,7 @@ from benchmarks.quantization.plot import FAR, draw
 from benchmarks.quantization.pruned import MASK, ORIGINAL, RUNTIME, Proof, held
 from benchmarks.quantization.results import DYNAMIC, INT8, OUTSIDE, PEERS, Results, networks, share, three
 from benchmarks.quantization.speed import AGAIN
+from benchmarks.record import table
 
 ABOUT = """# Quantization
 

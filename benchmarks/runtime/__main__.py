@@ -21,8 +21,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.axes.record import RESULTS, conditions, table
 from benchmarks.readme import update
+from benchmarks.record import RESULTS, conditions, table
 from benchmarks.runtime import readme
 from benchmarks.runtime.candidates import factories, plain, prepare
 from benchmarks.runtime.networks import NETWORKS, get

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from benchmarks.axes.record import RESULTS, table
 from benchmarks.readme import marked
+from benchmarks.record import RESULTS, table
 
 
 def section() -> str:

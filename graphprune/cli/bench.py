@@ -78,7 +78,7 @@ def _call(directory: str, batch: int, threads: int | None) -> Callable[[], Any]:
 def _example(spec: Any, batch: int) -> torch.Tensor:
     import torch
 
-    from ..input_text import values
+    from ..frontend.input_text import values
 
     shape = [size if isinstance(size, int) else batch for size in spec.shape]
     return values(shape, getattr(torch, spec.dtype), torch.Generator().manual_seed(0))

@@ -56,7 +56,7 @@ def inspect(
         else:
             print_tables(list(sections(found)))
         return
-    from ..dependency import selection, write
+    from ..axes.dependency import selection, write
     from .axes import axes_json, axes_section
 
     with stage(json) as say:
@@ -81,8 +81,8 @@ def inspect(
 
 
 def _capture(source: str, inputs: list[str], dynamic_batch: bool, say: Any) -> tuple[Graph, tuple[str, ...]]:
-    from .. import sources
-    from ..input_text import parse_inputs
+    from ..frontend import sources
+    from ..frontend.input_text import parse_inputs
     from ..original import Original
 
     say(f"load {source}")

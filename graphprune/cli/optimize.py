@@ -125,8 +125,9 @@ def build(recipe: Recipe, places: dict[str, Path], say: Any) -> Result:
 
 
 def _settled(recipe: Recipe, places: dict[str, Path], say: Any, **more: Any) -> Any:
-    from .. import api, sources
-    from ..input_text import parse_inputs
+    from .. import api
+    from ..frontend import sources
+    from ..frontend.input_text import parse_inputs
 
     say(f"load {recipe.source}")
     source = sources.resolve(str(recipe.source), places["source"])

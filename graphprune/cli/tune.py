@@ -44,8 +44,8 @@ def tune(
     A latency budget (`optimize --latency`) reads the table. Each time is kept as soon as it is measured: a
     run that was stopped or killed goes on where it was. Backends with a tuner of their own run that.
     """
-    from .. import sources
-    from ..input_text import parse_inputs
+    from ..frontend import sources
+    from ..frontend.input_text import parse_inputs
     from ..latency import tuning
 
     with stage(json) as say:

@@ -22,7 +22,7 @@ import torch
 
 from ..backend import TensorSpec
 from ..errors import InputError
-from ..input_text import values
+from ..frontend.input_text import values
 
 Call = tuple[torch.Tensor, ...]
 

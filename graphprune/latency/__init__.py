@@ -1,8 +1,9 @@
 """Pruning to a latency: the plan that removes the least and whose artifact is measured to be fast enough.
 
-Positions stand in one queue (:mod:`graphprune.candidates`), and taking more of it gives a smaller network.
-How long that takes is foretold from measured times of its operators (:mod:`graphprune.latency.model`), out of
-a table that is kept from run to run; what the table lacks is measured now, as far as :data:`SECONDS` go. The
+Positions stand in one queue (:mod:`graphprune.plans.candidates`), and taking more of it gives a smaller
+network. How long that takes is foretold from measured times of its operators
+(:mod:`graphprune.latency.model`), out of a table that is kept from run to run; what the table lacks is
+measured now, as far as :data:`SECONDS` go. The
 point of the queue where the forecast meets the budget is really pruned, lowered and timed in turns with the
 unpruned artifact, and :mod:`graphprune.latency.bracket` corrects the forecast by what was measured until the
 budget holds, or is out of reach. What is returned was timed, so the target must run on this host. Sizes
@@ -21,10 +22,10 @@ from functools import partial
 
 from ..axes.axis import Axis
 from ..blocks import Sizes
-from ..budget import PRICINGS
-from ..candidates import Candidates, Queue
 from ..graph import Graph
-from ..plan import Plan
+from ..plans.budget import PRICINGS
+from ..plans.candidates import Candidates, Queue
+from ..plans.plan import Plan
 from ..target import Target
 from . import bracket
 from .bench import Bench

@@ -19,7 +19,7 @@ from ..lowering import candidates as backends_for
 from ..lowering import deploy, opened
 from ..measure import interleaved
 from ..pipeline import LOSSLESS, Context, Pipeline
-from ..plan import Plan
+from ..plans.plan import Plan
 from ..sittings import PAUSE, TURN, one_turn, repeats_of
 from ..target import Target, host_arch
 from .goal import Samples

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..backend import Backend
 from ..blocks import Block, Sizes
-from ..capture import capture
+from ..frontend.capture import capture
 from ..graph import Graph
 from ..lowering import opened
 from ..pipeline import LOSSLESS, Context, Pipeline

@@ -16,12 +16,12 @@ from typing import Any
 from ..axes.terms import Atom
 from ..backend import Backend
 from ..blocks import Sizes
-from ..candidates import Candidates, Limits
 from ..errors import ArtifactError, BackendError, InputError, TargetError
 from ..graph import Graph
 from ..lowering import candidates as backends_for
 from ..original import Original
 from ..pipeline import LOSSLESS, Context, Pipeline
+from ..plans.candidates import Candidates, Limits
 from ..target import Target, get, host_arch
 from .model import FINE, HALF, WHOLE, LatencyModel, Wanted
 from .stopwatch import Stopwatch, nothing

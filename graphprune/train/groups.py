@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, fx
 
 from ..axes.axis import Axis
-from ..candidates import Limits, allowed
 from ..errors import InputError
 from ..graph import Graph
 from ..module import TracedModule, require_traced
+from ..plans.candidates import Limits, allowed
 
 
 @dataclass(frozen=True, eq=False)

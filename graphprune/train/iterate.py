@@ -34,12 +34,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphprune.budget import absolute
-from graphprune.candidates import RESOURCES
-from graphprune.capture import capture
 from graphprune.errors import InputError
+from graphprune.frontend.capture import capture
 from graphprune.graph import Graph
-from graphprune.plan import CostModel
+from graphprune.plans.budget import absolute
+from graphprune.plans.candidates import RESOURCES
+from graphprune.plans.plan import CostModel
 from graphprune.target import Target, get
 
 from .distill import Term

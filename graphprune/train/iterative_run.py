@@ -15,7 +15,7 @@ from graphprune.cost import cost
 from graphprune.errors import InputError
 from graphprune.graph import Graph
 from graphprune.pipeline import Context
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 from graphprune.target import Target
 from graphprune.textual import make_pass
 

@@ -31,11 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..candidates import Limits, allowed
 from ..errors import InputError
 from ..module import TracedModule, require_traced
-from ..plan import Plan
-from ..rewrite import kept_positions
+from ..plans.candidates import Limits, allowed
+from ..plans.plan import Plan
+from ..plans.rewrite import kept_positions
 from .groups import Groups
 
 aten = torch.ops.aten

@@ -19,7 +19,7 @@ from graphprune import atomic
 from graphprune.errors import InputError
 from graphprune.graph import Graph
 from graphprune.module import TracedModule
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 
 try:
     import fcntl
@@ -36,7 +36,7 @@ class Round:
 
     Attributes:
         number: from 1.
-        plan: what went, as JSON of :class:`~graphprune.plan.Plan`.
+        plan: what went, as JSON of :class:`~graphprune.plans.plan.Plan`.
         macs, parameters: of the network after it.
         pruned: what ``evaluate`` gave after pruning and repair, before training; ``None`` without it.
         losses, scores: of every epoch, mean training loss and what ``evaluate`` gave.

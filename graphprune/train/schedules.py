@@ -32,7 +32,7 @@ from dataclasses import dataclass, fields
 from math import exp, isfinite
 
 from ..errors import InputError
-from ..schedule import exponential, polynomial
+from ..plans.schedule import exponential, polynomial
 
 
 class Schedule(ABC):

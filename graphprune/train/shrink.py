@@ -40,13 +40,13 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from ..budget import solve
-from ..candidates import RESOURCES, Limits, Share, count_of
 from ..errors import InputError
 from ..importance import Data, Importance
 from ..module import TracedModule, require_traced
-from ..plan import CostModel, Plan
-from ..rewrite import kept_positions
+from ..plans.budget import solve
+from ..plans.candidates import RESOURCES, Limits, Share, count_of
+from ..plans.plan import CostModel, Plan
+from ..plans.rewrite import kept_positions
 from ..verify import mask_equivalence, require
 from .optimizer_state import Cut, follow, refusal
 from .schedules import Schedule

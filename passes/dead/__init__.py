@@ -46,7 +46,7 @@ from graphprune.axes.axis import Axis
 from graphprune.graph import Graph
 from graphprune.operands import set_argument
 from graphprune.pipeline import Context, Note, Pass, PassResult
-from graphprune.plan import make_plan
+from graphprune.plans.plan import make_plan
 
 from .constancy import Constancy
 from .contractions import bias_of

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, fx
 
 from graphprune.calibration import replayed
-from graphprune.capture import capture
 from graphprune.errors import InputError, PassError
+from graphprune.frontend.capture import capture
 from graphprune.graph import Graph
 from graphprune.notes import Note
 from graphprune.pipeline import LOSSLESS, Context, PassResult, Pipeline

@@ -35,8 +35,8 @@ from graphprune.calibration import read
 from graphprune.errors import InputError
 from graphprune.graph import Graph
 from graphprune.pipeline import Context, Note, Pass, PassResult
-from graphprune.plan import Plan, keep_masks
-from graphprune.removal import Removal
+from graphprune.plans.plan import Plan, keep_masks
+from graphprune.plans.removal import Removal
 
 from .lockstep import Lockstep
 from .match import Cut, Units

@@ -32,7 +32,7 @@ from graphprune.cost import captured_shape, size_hint
 from graphprune.graph import Graph
 from graphprune.operands import argument, uses
 from graphprune.pipeline import Note
-from graphprune.plan import Plan, keep_masks
+from graphprune.plans.plan import Plan, keep_masks
 
 from .match import Cut, refit_of, twin_of, unchanged
 from .rows import LINEAR, form, operands

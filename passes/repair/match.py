@@ -20,7 +20,7 @@ from graphprune.cost import node_macs
 from graphprune.graph import Graph
 from graphprune.operands import argument, uses
 from graphprune.pipeline import Note
-from graphprune.rewrite import same_tensor
+from graphprune.plans.rewrite import same_tensor
 
 from .mixing import Mix, wide
 from .rows import LINEAR, form, operands, parameter

@@ -5,7 +5,7 @@ nothing, so that nothing is frozen by its surroundings. :func:`check` types it, 
 from whatever the rules left free, and runs it twice: once at full size with every removed position
 zeroed in every value, once on sliced operands with the arguments that the rules derived. Every value of
 the second run must be the slice of the first's. What the rules claim is thus held against what the
-operators do; the only part of the package in between is :func:`graphprune.rewrite.shrink`.
+operators do; the only part of the package in between is :func:`graphprune.plans.rewrite.shrink`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map
 from graphprune.axes.terms import Atom, Term, leaves, mask
 from graphprune.axes.typing import Typed, Typing
 from graphprune.graph import Graph
-from graphprune.rewrite import shrink
+from graphprune.plans.rewrite import shrink
 from graphprune.signature import Signature
 
 aten = torch.ops.aten

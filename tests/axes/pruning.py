@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import graphprune
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 from graphprune.verify import mask_equivalence
 from tests.zoo.network import randomise_norms
 

@@ -16,7 +16,7 @@ import graphprune
 from graphprune.axes.axis import Axis
 from graphprune.cost import cost
 from graphprune.errors import AxisError, InputError
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 
 
 def network() -> nn.Module:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import graphprune
 from graphprune.graph import Graph
 from graphprune.pipeline import Pipeline
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 
 from .rewriting import randomise
 

@@ -23,7 +23,7 @@ from graphprune.axes.terms import mask
 from graphprune.graph import Graph
 from graphprune.operands import argument
 from graphprune.pipeline import Pipeline
-from graphprune.plan import Plan, keep_masks
+from graphprune.plans.plan import Plan, keep_masks
 
 from .repairing import Residual, error, fold, normal, pruned_residual, trace
 from .rewriting import randomise

@@ -13,7 +13,7 @@ from torch import nn
 import graphprune
 from graphprune.errors import AxisError, InputError
 from graphprune.graph import Graph
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 from graphprune.runner import Runner
 
 from .repairing import normal, pruned_residual, trace

@@ -11,7 +11,7 @@ from torch import nn
 import graphprune
 from graphprune.graph import Graph
 from graphprune.pipeline import Context
-from graphprune.plan import Plan, keep_masks
+from graphprune.plans.plan import Plan, keep_masks
 
 from .repairing import error, normal, trace
 from .rewriting import randomise

@@ -15,7 +15,7 @@ from graphprune.errors import InputError
 from graphprune.graph import Graph
 from graphprune.instruments import Recorder
 from graphprune.pipeline import Context, Pipeline
-from graphprune.rewrite import compose
+from graphprune.plans.rewrite import compose
 
 from .repairing import Residual, error, fold, normal, trace
 from .rewriting import randomise

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphprune.errors import InputError
-from graphprune.schedule import shares
+from graphprune.plans.schedule import shares
 from graphprune.train.schedules import Constant, Cubic, Exponential, OneCycle, Polynomial, Rising, Schedule
 
 RISING = (Polynomial, Cubic, OneCycle, Exponential)

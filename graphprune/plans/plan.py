@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .axes.axis import Axis
-from .axes.terms import Atom, Term, kept_size, leaves, resolve
-from .cost import node_macs
-from .errors import AxisError, InputError
-from .importance import Importance, scores
+from ..axes.axis import Axis
+from ..axes.terms import Atom, Term, kept_size, leaves, resolve
+from ..cost import node_macs
+from ..errors import AxisError, InputError
+from ..importance import Importance, scores
 
 if TYPE_CHECKING:
-    from .graph import Graph
+    from ..graph import Graph
 
 FORMAT = 1
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .errors import CaptureError
+from ..errors import CaptureError
 
 aten = torch.ops.aten
 

@@ -13,8 +13,8 @@ import io
 import networkx as nx
 import numpy as np
 
+from ..errors import MissingExtraError
 from .dependency import COLOURS, colour, label
-from .errors import MissingExtraError
 
 ROW = 0.17  # inches a label needs
 CHARACTER = 0.062  # inches of a character at the font size below

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from .graph import Graph
-from .module import TRAINING_ARGUMENT
+from ..graph import Graph
+from ..module import TRAINING_ARGUMENT
 
 aten = torch.ops.aten
 _ATTENTION = aten.scaled_dot_product_attention.default

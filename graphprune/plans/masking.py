@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import fx
 
-from .axes.terms import Atom, Term, leaves, mask
-from .axes.typing import SYMBOLIC, Typed
-from .errors import VerificationError
-from .graph import Graph
+from ..axes.terms import Atom, Term, leaves, mask
+from ..axes.typing import SYMBOLIC, Typed
+from ..errors import VerificationError
+from ..graph import Graph
 from .plan import Plan, keep_masks
 
 

@@ -1,8 +1,8 @@
 """Example inputs for a model that was given none.
 
 What a model says of itself comes first (the configuration of transformers, the ``pretrained_cfg`` of
-timm, the ``example_input_array`` of Lightning; see :mod:`graphprune.declared_inputs`), then the first
-layer that fixes a shape. A guess counts only when the model runs on it; the run happens in evaluation
+timm, the ``example_input_array`` of Lightning; see :mod:`~graphprune.frontend.declared_inputs`), then the
+first layer that fixes a shape. A guess counts only when the model runs on it; the run happens in evaluation
 mode on a fixed seed, and leaves modes, buffers and random state as they were.
 
 >>> import torch
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .errors import InputError
+from ..errors import InputError
 
 # Sides tried for a layer that fixes channels but not extent: the usual one first, then what a
 # flattening head may insist on.

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .axes.terms import Atom, Term, children, kept_size, mask, resolve
-from .axes.typing import Dims
-from .errors import AxisError, VerificationError
-from .graph import Graph
+from ..axes.terms import Atom, Term, children, kept_size, mask, resolve
+from ..axes.typing import Dims
+from ..errors import AxisError, VerificationError
+from ..graph import Graph
 from .plan import Plan, keep_masks, make_plan
 from .provenance import Provenance, result_shapes
 from .removal import Removal

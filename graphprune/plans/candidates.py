@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import ceil, gcd, lcm
 
-from .axes.axis import Axis
-from .axes.terms import Atom, kept_size
-from .errors import InputError
-from .graph import Graph
-from .importance import Data, Importance, Ranking, additive, rank
+from ..axes.axis import Axis
+from ..axes.terms import Atom, kept_size
+from ..errors import InputError
+from ..graph import Graph
+from ..importance import Data, Importance, Ranking, additive, rank
 from .plan import CostModel, Plan, make_plan
 
-# Budget → what :class:`~graphprune.plan.CostModel` calls it.
+# Budget → what :class:`~graphprune.plans.plan.CostModel` calls it.
 RESOURCES = {"macs": "macs", "params": "parameters", "bytes": "bytes"}
 SCOPES = ("global", "local", "isomorphic")
 SMALLEST_STEP = 4  # a convolution whose width is no multiple of 4 is slower than the wider one
@@ -161,7 +161,7 @@ class Candidates:
         seed: int = 0,
         data: Data | None = None,
     ) -> Candidates:
-        """Rank every axis; arguments and errors as of :func:`graphprune.budget.solve`."""
+        """Rank every axis; arguments and errors as of :func:`graphprune.plans.budget.solve`."""
         limits = limits or Limits()
         if scope not in SCOPES:
             raise InputError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")

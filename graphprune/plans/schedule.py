@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .errors import InputError, suggestion
+from ..errors import InputError, suggestion
 
 
 def polynomial(first: float, last: float, t: float, power: float = 3.0) -> float:

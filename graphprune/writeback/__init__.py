@@ -2,7 +2,7 @@
 
 The model is copied, never changed. The copy gets the graph's parameters and buffers; layers of torch get
 their sizes from them; the attributes of other modules that held a size which changed get the new one
-(:mod:`graphprune.attributes`). Then the copy *runs* and is compared with the graph: where it fails,
+(:mod:`graphprune.writeback.attributes`). Then the copy *runs* and is compared with the graph: where it fails,
 the module it failed in tries what else its attributes may be. A size that ``forward`` holds itself
 (``x.view(-1, 8, 64)``) cannot be reached by any attribute, and is refused with its line.
 
@@ -30,14 +30,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ..errors import AxisError, GraphpruneError, InputError
+from ..frontend.capture import example_call
+from ..frontend.inputs import undisturbed
+from ..graph import Graph, clone_tensor
+from ..plans.provenance import Provenance, operator
+from ..verify import Certificate, compare, in_float64
 from . import refusal
 from .attributes import Slot, gather, slots, update_layer
-from .capture import example_call
-from .errors import AxisError, GraphpruneError, InputError
-from .graph import Graph, clone_tensor
-from .inputs import undisturbed
-from .provenance import Provenance, operator
-from .verify import Certificate, compare, in_float64
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -1,7 +1,7 @@
 """From a budget to a plan: which positions go so that the network costs what was asked, and no less.
 
-Removing the first k steps of the queue (:mod:`graphprune.candidates`) costs less the larger k is, so the
-smallest k that meets the budget is found by bisection: about 16 evaluations of the whole network's cost,
+Removing the first k steps of the queue (:mod:`~graphprune.plans.candidates`) costs less the larger k is, so
+the smallest k that meets the budget is found by bisection: about 16 evaluations of the whole network's cost,
 however many candidates there are.
 
 What a step saves depends on the other axes, as MACs are a polynomial of all sizes. Where the queue weighs
@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from ..errors import InputError
+from ..graph import Graph
+from ..importance import Data, Importance
 from .candidates import RESOURCES, Candidates, Limits, Queue
-from .errors import InputError
-from .graph import Graph
-from .importance import Data, Importance
 from .plan import CostModel, Plan
 
 PRICINGS = 3
@@ -82,7 +82,7 @@ def absolute(now: Mapping[str, int], budgets: Mapping[str, float]) -> dict[str, 
     """Budgets as absolute numbers.
 
     Args:
-        now: what the network has, as :class:`~graphprune.plan.CostModel` counts it.
+        now: what the network has, as :class:`~graphprune.plans.plan.CostModel` counts it.
         budgets: name → a fraction (a float up to 1) or an absolute number.
 
     Raises:

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
-from .errors import InputError, MissingExtraError
+from ..errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from .graph import Graph
+    from ..graph import Graph
 
 COLOURS = {"exact": "#2a78b8", "statistical": "#d98a1f", "frozen": "#8a8f98", "parameter": "#3f7f4f"}
 """Colour of an axis by its status, and of a parameter."""

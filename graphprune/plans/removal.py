@@ -1,7 +1,7 @@
 """What a pruned graph was before, and what was removed from it: the target of a repair.
 
-Applying a plan leaves this with the smaller graph (:func:`graphprune.rewrite.apply_plan`), and further plans
-are composed with it, so that however many steps a network shrinks in, what it is compared with is the
+Applying a plan leaves this with the smaller graph (:func:`graphprune.plans.rewrite.apply_plan`), and further
+plans are composed with it, so that however many steps a network shrinks in, what it is compared with is the
 network before the first. That network is held, not copied: its tensors stay in memory as long as the
 smaller graph does. Nothing of it enters a fingerprint, an artifact or a state dict.
 
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from .graph import Graph
+    from ..graph import Graph
     from .plan import Plan
 
 

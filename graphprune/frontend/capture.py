@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from .errors import CaptureError, InputError
+from ..errors import CaptureError, InputError
+from ..graph import META_KEYS, Graph
+from ..module import Called, TracedModule
+from ..signature import Signature
 from .functionalize import body_nodes, functionalize, inline_wrappers
-from .graph import META_KEYS, Graph
-from .module import Called, TracedModule
-from .signature import Signature
 from .training import carry_marks, mark_training
 
 
@@ -37,7 +37,7 @@ def capture(
     Args:
         model: a module in any mode, a module of an earlier result, or an exported program.
         example_inputs: a tensor or a tuple of positional arguments, nested as the model's are;
-            ``None`` infers them (see :mod:`graphprune.inputs`).
+            ``None`` infers them (see :mod:`graphprune.frontend.inputs`).
         example_kwargs: keyword arguments of the example call.
         dynamic_batch: keep dimension 0 of every input symbolic.
 
@@ -75,7 +75,7 @@ def example_call(graph: Graph) -> dict[str, Any]:
     """The call a graph was captured with, every argument by name."""
     from torch.utils import _pytree as pytree
 
-    from .signature import Slot
+    from ..signature import Slot
 
     return pytree.tree_map(
         lambda leaf: graph.examples[leaf.index] if isinstance(leaf, Slot) else leaf,

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
+from ..axes.terms import leaves
+from ..frontend.capture import user_line
+from ..graph import Graph
+from ..graph_text import operator_name, source_line
+from ..plans.provenance import Provenance, operator
 from .attributes import changed_arguments
-from .axes.terms import leaves
-from .capture import user_line
-from .graph import Graph
-from .graph_text import operator_name, source_line
-from .provenance import Provenance, operator
 
 OPEN_END = 2**31  # a slice without an end has a larger one
 SHOWN = 3

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .errors import InputError, suggestion
+from ..errors import InputError, suggestion
 
 _TEXT = re.compile(r"(?:(?P<name>\w+)=)?(?P<shape>\d+(?:[x,]\d+)*|scalar)(?::(?P<dtype>\w+))?")
 _NAMES = "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool"

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 if TYPE_CHECKING:
-    from .graph import Graph
+    from ..graph import Graph
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .graph import Graph
-from .provenance import Operator, Provenance, operator
+from ..graph import Graph
+from ..plans.provenance import Operator, Provenance, operator
 
 aten = torch.ops.aten
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import MissingExtraError, SourceError, suggestion
+from ..errors import MissingExtraError, SourceError, suggestion
 
 RANDOM_WEIGHTS = "weights are random: the source names an architecture, not a checkpoint"
 _FORMS = "module:callable, FILE.pt2, timm:NAME, torchvision:NAME or transformers:PATH_OR_TYPE"
