@@ -27,7 +27,7 @@ BATCH = 32
 # Of the network that loses channels, too; chosen on 500 of the training images, trained on the others.
 CHANNELS = 0.66  # of the parameters that go with whole channels: 12 become 4
 FINAL = 0.6  # of what is left of the linear layer
-LONGER = 4  # times as many epochs, the learning rate falling to zero
+LONGER = 8  # times as many epochs, the learning rate falling to zero
 BITS = 4
 TEMPERATURE = 3.0
 RATE = 1e-3

@@ -24,21 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .axis import Axes, Axis, Member
-    from .terms import (
-        Atom,
-        Concat,
-        Misfit,
-        Product,
-        Reason,
-        Term,
-        concat,
-        cut,
-        freeze,
-        product,
-        regroup,
-        unify,
-    )
+    from .terms import Atom, Concat, Product, Reason, Term, concat, freeze, product
     from .typing import Dims, Kept, Typed, Typing, rule
+    from .unification import Misfit, cut, regroup, unify
 
 _HOMES = {
     "axis": ("Axes", "Axis", "Member"),

@@ -20,20 +20,8 @@ from torch import fx
 from ..cost import size_hint
 from ..graph import Graph
 from ..graph_text import operator_name
-from .terms import (
-    UNIT,
-    Atom,
-    Concat,
-    Misfit,
-    Product,
-    Reason,
-    Term,
-    freeze,
-    leaves,
-    mark_statistical,
-    regroup,
-    unify,
-)
+from .terms import UNIT, Atom, Concat, Product, Reason, Term, freeze, leaves, mark_statistical
+from .unification import Misfit, regroup, unify
 
 Dims = tuple[Term, ...]
 Typed = Union[Dims, list[Any], None]  # noqa: UP007 - evaluated at run time, on Python 3.10 too

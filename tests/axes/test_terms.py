@@ -11,12 +11,10 @@ from graphprune.axes.terms import (
     UNIT,
     Atom,
     Concat,
-    Misfit,
     Product,
     Reason,
     Term,
     concat,
-    cut,
     factors,
     freeze,
     kept_size,
@@ -26,11 +24,9 @@ from graphprune.axes.terms import (
     parts,
     placements,
     product,
-    regroup,
     resolve,
-    split_factor,
-    unify,
 )
+from graphprune.axes.unification import Misfit, cut, regroup, split_factor, unify
 
 from .worlds import World, programs, random_masks, run
 

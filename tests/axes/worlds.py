@@ -17,20 +17,8 @@ from math import prod
 import numpy as np
 from hypothesis import strategies as st
 
-from graphprune.axes.terms import (
-    Atom,
-    Misfit,
-    Reason,
-    Term,
-    concat,
-    cut,
-    freeze,
-    leaves,
-    mask,
-    product,
-    regroup,
-    unify,
-)
+from graphprune.axes.terms import Atom, Reason, Term, concat, freeze, leaves, mask, product
+from graphprune.axes.unification import Misfit, cut, regroup, unify
 
 Masks = dict[Atom, np.ndarray]
 MISFIT = Reason("does not line up")

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..terms import Misfit, Reason, Term, concat, cut
+from ..terms import Reason, Term, concat
 from ..typing import Dims, Kept, Typed, Typing, aten_operators, rule
+from ..unification import Misfit, cut
 from .elementwise import broadcast
 
 aten = torch.ops.aten

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..terms import Atom, Misfit, Reason, Term, concat, cut, freeze, leaves
+from ..terms import Atom, Reason, Term, concat, freeze, leaves
 from ..typing import Dims, Kept, Typed, Typing, aten_operators, rule
+from ..unification import Misfit, cut
 
 aten = torch.ops.aten
 
