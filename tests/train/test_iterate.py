@@ -137,23 +137,33 @@ def test_a_killed_process_goes_on_to_the_same_bits(whole: Iterated, tmp_path: Pa
     assert (tmp_path / "rounds.md").read_text().strip() == str(whole)
 
 
+def under_way(directory: Path) -> subprocess.Popen[bytes]:
+    """A process whose run has begun; it is not stopped."""
+    (directory / "lock").unlink(missing_ok=True)
+    process = start(directory, 10**6)
+    while not (directory / "lock").exists() and process.poll() is None:
+        time.sleep(0.02)
+    return process
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_again_and_again(whole: Iterated, tmp_path: Path) -> None:
-    draw, kills = random.Random(0), 0
-    for attempt in range(6):
-        (tmp_path / "lock").unlink(missing_ok=True)
-        process = start(tmp_path, 10**6)
-        while not (tmp_path / "lock").exists() and process.poll() is None:
-            time.sleep(0.02)
+    undisturbed = under_way(tmp_path / "undisturbed")
+    began = time.monotonic()
+    assert undisturbed.wait(300) == 0
+    length = time.monotonic() - began
+    draw, kills, directory = random.Random(0), 0, tmp_path / "killed"
+    for _ in range(6):
+        process = under_way(directory)
         try:
-            process.wait(draw.uniform(0, 2 + attempt))
+            process.wait(draw.uniform(0, length / 2))
         except subprocess.TimeoutExpired:
             process.kill()
             kills += 1
         process.wait()
     assert kills > 1
-    assert same(run(tmp_path), whole)
-    assert not list(tmp_path.glob(".*"))
+    assert same(run(directory), whole)
+    assert not list(directory.glob(".*"))
 
 
 def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
