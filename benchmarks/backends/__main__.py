@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
     parser.add_argument("--backends", nargs="+", default=BACKENDS, choices=BACKENDS)
-    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=16, help="turns of each contestant in a sitting")
+    parser.add_argument("--sittings", type=int, default=1, help="how often every process is started anew")
     parser.add_argument("--folder", type=Path, default=Path("build/backends"))
     parser.add_argument("--make", action="store_true", help="make artifacts, measure nothing")
     parser.add_argument("--write", action="store_true", help="write the tables, measure nothing")
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             for threads in options.threads:
                 try:
-                    measured = measure(setup, folder, threads, options.rounds)
+                    measured = measure(setup, folder, threads, options.rounds, options.sittings)
                 except Exception as error:  # the other networks go on, and the exit code says it
                     failed += 1
                     print(f"{setup.folder}, {threads} threads: {type(error).__name__}: {error}", flush=True)
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def measure(setup: Setup, folder: Path, threads: int, rounds: int) -> record.Measured:
+def measure(setup: Setup, folder: Path, threads: int, rounds: int, sittings: int) -> record.Measured:
     """Time everything there is of a network."""
     facts = json.loads((folder / FACTS).read_text())
     auto = {}
@@ -82,11 +83,9 @@ def measure(setup: Setup, folder: Path, threads: int, rounds: int) -> record.Mea
             (auto[precision],) = (
                 one.backend for one in timing.automatic(setup, folder, precision, threads) if one.chosen
             )
-    timings, repeat = timing.timed(setup, folder, threads, rounds)
+    timings = timing.timed(setup, folder, threads, rounds, sittings)
     samples = {label: [round(ms, 4) for ms in found.samples] for label, found in timings.items()}
-    return record.Measured(
-        setup.name, setup.batch, threads, repeat, samples, auto, facts, conditions(PACKAGES)
-    )
+    return record.Measured(setup.name, setup.batch, threads, 1, samples, auto, facts, conditions(PACKAGES))
 
 
 def _short(measured: record.Measured) -> list[str]:

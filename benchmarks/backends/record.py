@@ -29,8 +29,8 @@ class Measured:
     """A network at a batch size with a number of threads.
 
     Attributes:
-        repeat: runs in a turn.
-        samples: contestant → ms of every turn, all of the same rounds.
+        repeat: runs in a sample.
+        samples: contestant → ms in every turn, all of the same rounds.
         auto: precision → backend that ``auto`` took, in a measurement of its own.
         facts: artifact → its certificate's error, share of integers, bytes; or why there is none.
         conditions: date, host, load, versions.

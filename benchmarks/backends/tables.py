@@ -16,13 +16,13 @@ FASTER = 5.0  # pruned and int8 on the ResNets against ONNX Runtime in float32
 ABOUT = """# Backends
 
 Written by `python -m benchmarks.backends`. Latency of a network through every backend with every precision,
-and of other tools, each in a process of its own, in turns; figures are ratios to ONNX Runtime's latency with
-a plain `torch.onnx.export` in float32 (below 1: faster), medians of the ratios of turns with quartiles.
-*Pruned* halves the multiply-accumulates (no repair: only time is measured here). *Again* is the plain export
-in another process: what this host cannot tell apart. OpenVINO by its own defaults computes in bfloat16 where
-the processor has it; its float32 rows are told not to, and *int8 + bfloat16* lets ours do the same (on other
-runtimes that is the artifact of *int8*). TVM's artifacts are not tuned. `auto` is what `backend="auto"`
-takes, chosen in a measurement of its own.
+and of other tools, each in a process of its own, in turns of several runs; figures are ratios to ONNX
+Runtime's latency with a plain `torch.onnx.export` in float32 (below 1: faster), medians of the ratios of
+turns with quartiles. *Pruned* halves the multiply-accumulates (no repair: only time is measured here).
+*Again* is the plain export in another process: what this host cannot tell apart. OpenVINO by its own defaults
+computes in bfloat16 where the processor has it; its float32 rows are told not to, and *int8 + bfloat16* lets
+ours do the same (on other runtimes that is the artifact of *int8*). TVM's artifacts are not tuned. `auto` is
+what `backend="auto"` takes, chosen in a measurement of its own.
 """
 
 

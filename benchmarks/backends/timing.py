@@ -1,12 +1,11 @@
 """What is timed of a network: eager torch, other tools, and every artifact of ours, each in its own process.
 
-A call runs the network ``repeat`` times. The plain export is there twice: the ratio of the two is noise.
+A turn runs the network ``repeat`` times. The plain export is there twice: the ratio of the two is noise.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,10 @@ from benchmarks.backends.networks import Setup
 from benchmarks.quantization.measure import openvino_call
 from graphprune.choice import Contestant, fastest
 from graphprune.measure import Timing, isolated
+from graphprune.sittings import pooled
 
-TURN = 0.03  # seconds that a turn of the plain export lasts at least
+TURN = 0.06  # seconds that a turn lasts
+PILOT = 4  # rounds that say how many runs that are
 PAUSE = 0.02
 
 EAGER, COMPILED = "eager", "torch.compile"
@@ -34,19 +35,28 @@ OV_INT8, OV_INT8_FLOAT = "NNCF + OpenVINO", "NNCF + OpenVINO, float32"
 Call = Callable[[], Any]
 
 
-def timed(setup: Setup, folder: Path, threads: int, rounds: int) -> tuple[dict[str, Timing], int]:
-    """All contestants in turns, and how many runs a turn has."""
-    first = plain(setup, folder, threads, 1)
-    lasted = []
-    for _ in range(4):
-        start = time.perf_counter()
-        first()
-        lasted.append(time.perf_counter() - start)
-    repeat = max(1, round(TURN / min(lasted)))
+def timed(setup: Setup, folder: Path, threads: int, rounds: int, sittings: int) -> dict[str, Timing]:
+    """All contestants in turns, ms of one run.
+
+    Every sitting has so many rounds and processes of its own: where its memory and threads come to lie makes
+    a process faster or slower for as long as it lives. A turn of each lasts as long, so that for all of them
+    as small a part of it is the first run, whose weights the others have driven out of the caches.
+    """
     multiprocessing.set_forkserver_preload([__name__])  # a score of processes, each with torch in it
-    calls = {name: partial(how, setup, folder, threads, repeat) for name, how in contestants(folder).items()}
-    timings = isolated(calls, rounds=rounds, warmup=2, threads=threads, pause=PAUSE, start="forkserver")
-    return timings, repeat
+    found = contestants(folder)
+
+    def sitting(rounds: int, repeats: dict[str, int]) -> dict[str, list[float]]:
+        calls = {name: partial(how, setup, folder, threads, repeats[name]) for name, how in found.items()}
+        taken = isolated(calls, rounds=rounds, warmup=2, threads=threads, pause=PAUSE, start="forkserver")
+        return {name: [ms / repeats[name] for ms in timing.samples] for name, timing in taken.items()}
+
+    first = sitting(PILOT, dict.fromkeys(found, 1))
+    repeats = {name: max(1, round(TURN * 1e3 / min(samples))) for name, samples in first.items()}
+    samples: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(sittings):
+        for name, values in sitting(rounds, repeats).items():
+            samples[name] += values
+    return {name: pooled(values, threads) for name, values in samples.items()}
 
 
 def contestants(folder: Path) -> dict[str, Callable[[Setup, Path, int, int], Call]]:
