@@ -23,7 +23,10 @@ from .sittings import in_sittings, pooled
 
 SITTINGS = 2
 MOST = 5  # times that candidates are measured
-TURN = 0.02  # seconds
+TURN = 0.06  # seconds, several runs: the first finds its weights driven out of the caches
+# Seconds before a turn, for threads of other runtimes to stop spinning. With 0.01, OpenVINO on both cores of
+# a host of two took 8.4 ms a run beside ONNX Runtime and ExecuTorch in one process; with this, and alone, 6.
+PAUSE = 0.1
 SMALL = 1.05  # what two openings of one artifact differ by
 
 
@@ -66,7 +69,7 @@ def fastest(
     close, used = list(openers), threads or 0
     for _ in range(MOST):
         again = {name: openers[name] for name in close}
-        measured = measure(again, rounds=rounds, sittings=SITTINGS, turn=TURN, threads=threads)
+        measured = measure(again, rounds=rounds, sittings=SITTINGS, turn=TURN, threads=threads, pause=PAUSE)
         for name, timing in measured.items():
             samples[name] += timing.samples
             used = timing.threads

@@ -40,6 +40,7 @@ def in_sittings(
     sittings: int = SITTINGS,
     turn: float = TURN,
     threads: int | None = None,
+    pause: float = PAUSE,
 ) -> dict[str, Timing]:
     """Time candidates in turns within this process, opened anew in every sitting.
 
@@ -49,6 +50,7 @@ def in_sittings(
         sittings: how often each is opened, at most once a round.
         turn: seconds that a turn lasts at least; the call is repeated until then.
         threads: torch's intra-operator threads meanwhile.
+        pause: seconds of rest before a turn, where there is more than one thread.
 
     Returns:
         Milliseconds a call, a sample for each turn.
@@ -71,7 +73,7 @@ def in_sittings(
             rounds=share,
             warmup=1,
             threads=threads,
-            pause=0.0 if threads == 1 else PAUSE,
+            pause=0.0 if threads == 1 else pause,
         )
         for name, timing in timings.items():
             samples[name] += [ms / repeats[name] for ms in timing.samples]
