@@ -42,13 +42,11 @@ def stride_pooling(graph: Graph, target: Target) -> tuple[str, ...]:
     else reads; pooling by as much as it steps, without padding, on places whose number is known.
     """
     notes = []
-    if target.arch != "x86_64" or target.providers[0] != "CPUExecutionProvider":
+    if target.arch != "x86_64" or target.providers[:1] != ("CPUExecutionProvider",):
         return ()
     for pool in list(graph.find(aten.max_pool2d.default)):
-        between = _between(pool)
-        conv = between[0].args[0] if between else pool.args[0]
-        step = _step(pool)
-        if step is None or not isinstance(conv, fx.Node) or not _fits(graph, conv):
+        conv, step = _before(pool), _step(pool)
+        if step is None or not _fits(graph, conv):
             continue
         if _saved(graph, conv, pool, step, target.channel_alignment) < _WORTH:
             continue
@@ -65,14 +63,12 @@ def stride_pooling(graph: Graph, target: Target) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _between(pool: fx.Node) -> list[fx.Node]:
-    """The operators from the convolution to the pooling that work on each value by itself, in order."""
-    found: list[fx.Node] = []
-    node = pool.args[0]
-    while isinstance(node, fx.Node) and kind(node) in _EACH_BY_ITSELF and len(node.users) == 1:
-        found.insert(0, node)
-        node = node.args[0]
-    return found
+def _before(pool: fx.Node) -> fx.Node:
+    """What comes before the operators that work on each value by itself, and that nothing else reads."""
+    node = _source(pool)
+    while kind(node) in _EACH_BY_ITSELF and len(node.users) == 1:
+        node = _source(node)
+    return node
 
 
 def _step(pool: fx.Node) -> int | None:

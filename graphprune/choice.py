@@ -3,8 +3,8 @@
 What is timed is what was built, on the caller's example inputs and number of threads; everything is opened
 anew in every sitting (:mod:`graphprune.sittings`). The first candidate is the target's default, and stays
 where another one's advantage is small and within the spread, or not certain: a build should not change its
-runtime with the weather. Where the host is so noisy that candidates cannot be told apart, those are measured
-again, a few times, and the others no more.
+runtime with the weather. Who is far behind in the first sitting is measured no more; where the host is so
+noisy that two sittings do not tell candidates apart, there are more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .measure import Ratio, Timing, ratio
 from .sittings import in_sittings, pooled
 
 SITTINGS = 2
-MOST = 5  # times that candidates are measured
+MOST = 3  # times as many where noise hides which is faster
 TURN = 0.06  # seconds, several runs: the first finds its weights driven out of the caches
 # Seconds before a turn, for threads of other runtimes to stop spinning. With 0.01, OpenVINO on both cores of
 # a host of two took 8.4 ms a run beside ONNX Runtime and ExecuTorch in one process; with this, and alone, 6.
@@ -59,7 +59,8 @@ def fastest(
     Args:
         openers: name → opens the artifact and returns a call of it; the preferred one first.
         threads: torch's intra-operator threads meanwhile; runtimes are opened with their own.
-        rounds: turns of each, up to :data:`MOST` times as many where that does not tell them apart.
+        rounds: turns of each, over two sittings; half of them for one that is far behind in the first, up to
+            :data:`MOST` times as many where that does not tell them apart.
         measure: as :func:`graphprune.sittings.in_sittings`.
 
     Raises:
@@ -67,17 +68,19 @@ def fastest(
     """
     samples: dict[str, list[float]] = {name: [] for name in openers}
     close, used = list(openers), threads or 0
-    for _ in range(MOST):
-        again = {name: openers[name] for name in close}
-        measured = measure(again, rounds=rounds, sittings=SITTINGS, turn=TURN, threads=threads, pause=PAUSE)
+    for sitting in range(1, SITTINGS * MOST + 1):
+        again = {name: openers[name] for name in (close if sitting % 2 else close[::-1])}
+        share = max(1, rounds // SITTINGS)
+        measured = measure(again, rounds=share, sittings=1, turn=TURN, threads=threads, pause=PAUSE)
         for name, timing in measured.items():
             samples[name] += timing.samples
             used = timing.threads
         timings = {name: pooled(values, used) for name, values in samples.items()}
         names = sorted(openers, key=lambda name: timings[name].median_ms)
         behind = {name: _to(timings[name], timings[names[0]]) for name in openers}
-        close = [n for n in openers if behind[n].median - _uncertainty(timings[n], behind[n]) <= SMALL]
-        if all(_uncertainty(timings[name], behind[name]) <= SMALL - 1 for name in close):
+        close = [n for n in close if behind[n].median - _uncertainty(timings[n], behind[n]) <= SMALL]
+        certain = all(_uncertainty(timings[name], behind[name]) <= SMALL - 1 for name in close)
+        if len(close) <= 1 or (certain and sitting >= SITTINGS):
             break
     chosen = next(name for name in openers if _stays(timings[name], behind[name]))
     return tuple(

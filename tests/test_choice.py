@@ -100,18 +100,18 @@ def test_what_the_noise_hides_is_measured_again_and_the_rest_is_not() -> None:
 
     def measure(openers: Mapping[str, Any], *, rounds: int, **options: Any) -> dict[str, Timing]:
         asked.append(list(openers))
-        length = {"default": 5.0, "faster": 4.6, "slow": 50.0}
+        length = {"default": 5.0, "faster": 4.8, "slow": 50.0}
         return {
             name: timing(*(length[name] * generator.uniform(0.5, 1.5) for _ in range(rounds)))
             for name in openers
         }
 
-    shown = fastest(dict.fromkeys(("default", "faster", "slow"), lambda: list), measure=measure, rounds=8)
-    assert [one.backend for one in shown] == ["faster", "default", "slow"]
-    assert len(asked) > 1
+    shown = fastest(dict.fromkeys(("default", "faster", "slow"), lambda: list), measure=measure, rounds=20)
+    assert shown[2].backend == "slow"
+    assert len(asked) > 2
     assert asked[0] == ["default", "faster", "slow"]
-    assert all(names == ["default", "faster"] for names in asked[1:])
-    assert [one.timing.rounds for one in shown] == [8 * len(asked), 8 * len(asked), 8]
+    assert all(sorted(names) == ["default", "faster"] for names in asked[1:])
+    assert [one.timing.rounds for one in shown] == [10 * len(asked), 10 * len(asked), 10]
     assert shown[2].to_chosen.median > 5
 
 
