@@ -222,6 +222,11 @@ def test_writing_into_a_buffer_is_an_error() -> None:
     assert model.seen.item() == 0, "the model is as it was"
 
 
+def test_a_constant_made_in_forward_is_detached_out_of_place() -> None:
+    graph = check(lambda self, x: x + torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert not list(graph.find(torch.ops.aten.detach_.default))
+
+
 def test_dropout_survives_simple_in_place_programs() -> None:
     graph = check(lambda m, x: m.drop((x * 2).relu_()).add_(1))
     assert not graph.notes

@@ -89,6 +89,8 @@ def functionalize(
     Raises:
         CaptureError: forward() writes into a parameter, a buffer or an input.
     """
+    for node in graph.find_nodes(op="call_function", target=aten.detach_.default):
+        node.target = aten.detach.default  # it writes no value
     if not any(_mutated(node) is not None for node in graph.nodes):
         return [], graph, tensors
     try:
@@ -145,8 +147,6 @@ class _Versions:
     def _copy(self, node: fx.Node) -> fx.Node:
         copy = self.graph.node_copy(node, self.read)
         copy.meta = dict(node.meta)
-        if copy.target is aten.detach_.default:
-            copy.target = aten.detach.default
         return copy
 
     def _write(self, node: fx.Node, changed: fx.Node) -> None:
@@ -250,7 +250,7 @@ class _Versions:
         return self.graph.call_function(aten.slice_scatter.default, (parent, value, *bounds))
 
 
-_SAME = {aten.alias.default, aten.detach.default, aten.detach_.default, aten.contiguous.default,
+_SAME = {aten.alias.default, aten.detach.default, aten.contiguous.default,
          aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.dropout.default,
          aten.lift_fresh.default}  # fmt: skip
 # Tracing may show them with their operand's storage; the program that runs copies.
@@ -278,7 +278,7 @@ def _mutated(node: fx.Node) -> fx.Node | None:
     """The operand an operator writes into, if any."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return None
-    if not node.target._schema.is_mutable or node.target in (aten.batch_norm.default, aten.detach_.default):
+    if not node.target._schema.is_mutable or node.target is aten.batch_norm.default:
         return None
     for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
         if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, fx.Node):
