@@ -8,8 +8,8 @@ With a convolution's kernel shifted by ``(a, b)``, zeros around it,
 
 and the largest is taken over ``p p`` groups of ``C`` channels. The sums are the same but for zeros in them.
 Operators between the two that work on each value by itself stay between them. It is done where that is less
-work by the blocks, by more than the further operator costs: measured on 216 such pairs (1 to 8 channels in, 2
-to 16 out), 0.4 to 0.95 of the time where the rule says so.
+work by the blocks, by more than the further operator costs: measured on 648 such pairs (1 to 8 channels in, 2
+to 16 out): of the 268 where the rule says so, one took 1.08 of the time, the others 0.38 to 1.
 """
 
 from __future__ import annotations
