@@ -80,6 +80,26 @@ def test_counting_calls_sees_a_square() -> None:
     assert calls(lambda: square(100)) > 50 * calls(lambda: square(10))
 
 
+class Circle:
+    """Garbage that only a collection finds, and that calls as it goes."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        sum(abs(j) for j in range(100))
+
+
+def test_counting_calls_leaves_out_the_garbage_of_others() -> None:
+    def work() -> list[list[int]]:
+        return [[j] for j in range(100_000)]  # enough for a collection of everything
+
+    alone = calls(work)
+    left = [Circle() for _ in range(100)]
+    del left
+    assert calls(work) == alone
+
+
 @pytest.mark.slow
 def test_typing_of_twenty_thousand_nodes_is_proportional() -> None:
     graphs = [chain(2_000), chain(20_000)]

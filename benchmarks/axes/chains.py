@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,17 +49,13 @@ def typing_seconds(length: int, total: int = 20_000, repeats: int = 5) -> float:
 
 
 def seconds(work: Callable[[], Any], repeats: int) -> float:
-    """The least processor time of several runs, garbage collection off as :mod:`timeit` has it."""
+    """The least processor time of several runs."""
     best = float("inf")
     for _ in range(repeats):
-        gc.collect()
-        gc.disable()
-        try:
+        with own_work():
             start = time.process_time()
             result = work()
             best = min(best, time.process_time() - start)
-        finally:
-            gc.enable()
         del result
     return best
 
@@ -72,9 +69,21 @@ def calls(work: Callable[[], Any]) -> int:
         count += event in ("call", "c_call")
 
     before = sys.getprofile()
-    sys.setprofile(step)
-    try:
-        work()
-    finally:
-        sys.setprofile(before)
+    with own_work():
+        sys.setprofile(step)
+        try:
+            work()
+        finally:
+            sys.setprofile(before)
     return count
+
+
+@contextmanager
+def own_work() -> Iterator[None]:
+    """Garbage collection off, as :mod:`timeit` has it: it would finalize, and call, what others left behind."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
