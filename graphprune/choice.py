@@ -3,8 +3,8 @@
 What is timed is what was built, on the caller's example inputs and number of threads; everything is opened
 anew in every sitting (:mod:`graphprune.sittings`). The first candidate is the target's default, and stays
 where another one's advantage is small and within the spread, or not certain: a build should not change its
-runtime with the weather. Who is far behind in the first sitting is measured no more; where the host is so
-noisy that two sittings do not tell candidates apart, there are more.
+runtime with the weather. Who is certainly behind after a sitting is measured no more, and is compared on the
+turns that it took; where the host is so noisy that two sittings do not tell candidates apart, there are more.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ TURN = 0.06  # seconds, several runs: the first finds its weights driven out of 
 # a host of two took 8.4 ms a run beside ONNX Runtime and ExecuTorch in one process; with this, and alone, 6.
 PAUSE = 0.1
 SMALL = 1.05  # what two openings of one artifact differ by
+FEW = 4  # turns, below which their spread says nothing
 
 
 @dataclass(frozen=True)
@@ -64,41 +65,43 @@ def fastest(
         measure: as :func:`graphprune.sittings.in_sittings`.
 
     Raises:
-        InputError: there is no candidate.
+        InputError: there is no candidate, or no round.
     """
     samples: dict[str, list[float]] = {name: [] for name in openers}
-    close, used = list(openers), threads or 0
+    close, share = list(openers), math.ceil(rounds / SITTINGS)
     for sitting in range(1, SITTINGS * MOST + 1):
         again = {name: openers[name] for name in (close if sitting % 2 else close[::-1])}
-        share = max(1, rounds // SITTINGS)
         measured = measure(again, rounds=share, sittings=1, turn=TURN, threads=threads, pause=PAUSE)
         for name, timing in measured.items():
             samples[name] += timing.samples
-            used = timing.threads
+        used = next(iter(measured.values())).threads
         timings = {name: pooled(values, used) for name, values in samples.items()}
-        names = sorted(openers, key=lambda name: timings[name].median_ms)
-        behind = {name: _to(timings[name], timings[names[0]]) for name in openers}
-        close = [n for n in close if behind[n].median - _uncertainty(timings[n], behind[n]) <= SMALL]
-        certain = all(_uncertainty(timings[name], behind[name]) <= SMALL - 1 for name in close)
+        # Of those that took every turn: the host may have been faster when another one was timed last.
+        best = min(close, key=lambda name: timings[name].median_ms)
+        behind = {name: _to(timings[name], timings[best]) for name in openers}
+        uncertain = {name: _uncertainty(behind[name], timings[name].rounds) for name in openers}
+        close = [name for name in close if behind[name].median - uncertain[name] <= SMALL]
+        certain = all(uncertain[name] <= SMALL - 1 for name in close)
         if len(close) <= 1 or (certain and sitting >= SITTINGS):
             break
-    chosen = next(name for name in openers if _stays(timings[name], behind[name]))
+    chosen = next(name for name in openers if _stays(behind[name], uncertain[name]))
     return tuple(
-        Contestant(name, timings[name], _to(timings[name], timings[chosen]), name == chosen) for name in names
+        Contestant(name, timings[name], _to(timings[name], timings[chosen]), name == chosen)
+        for name in sorted(openers, key=lambda name: behind[name].median)
     )
 
 
-def _stays(timing: Timing, behind: Ratio) -> bool:
+def _stays(behind: Ratio, uncertain: float) -> bool:
     small = behind.low <= 1 and behind.median <= SMALL
-    return small or behind.median - _uncertainty(timing, behind) <= 1
+    return small or behind.median - uncertain <= 1
 
 
-def _uncertainty(timing: Timing, found: Ratio) -> float:
+def _uncertainty(found: Ratio, turns: int) -> float:
     """How far the true median may be from the one found, by the rule of notched box plots.
 
     Source: McGill, Tukey and Larsen, *Variations of Box Plots*, The American Statistician 32 (1978).
     """
-    return 1.57 * (found.high - found.low) / math.sqrt(timing.rounds)
+    return 1.57 * (found.high - found.low) / math.sqrt(turns) if turns >= FEW else math.inf
 
 
 def _to(one: Timing, other: Timing) -> Ratio:

@@ -28,7 +28,9 @@ _KINDS: dict[Any, str] = {
     aten.add.Tensor: "add",
     aten.mul.Tensor: "mul",
     aten.relu.default: "relu",
-    **dict.fromkeys((aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default), "clamp"),
+    **dict.fromkeys(
+        (aten.hardtanh.default, aten.clamp.default, aten.clamp.Tensor, aten.clamp_min.default), "clamp"
+    ),
     aten.relu6.default: "clamp",
     aten.leaky_relu.default: "leaky-relu",
     aten.sigmoid.default: "sigmoid",

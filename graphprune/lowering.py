@@ -14,6 +14,7 @@ from .graph import Graph
 from .integers import ONNX_RUNTIME
 from .registry import backends
 from .rounding import proved
+from .sparsity.zeros import dense_zeros
 from .target import Target, host_arch
 from .verify import Certificate
 
@@ -106,7 +107,7 @@ def deploy(
     """
     lowered = backend.lower(graph, target)
     reason = backend.unrunnable(target)
-    notes = _unused(backend, target)
+    notes = (*_unused(backend, target), *_zeros(graph, backend, target))
     if reason:
         said = (*notes, f"artifact not run here: {reason}")
         return Deployment(backend, lowered, target, None, reason, notes=said)
@@ -124,6 +125,12 @@ def _unused(backend: Backend, target: Target) -> tuple[str, ...]:
     if target.floats in getattr(backend, "floats", ("float32",)):
         return ()
     return (f"{target.floats} was allowed around the integers, and {backend.name} computes in float32",)
+
+
+def _zeros(graph: Graph, backend: Backend, target: Target) -> tuple[str, ...]:
+    """That zeros in weights do not make this runtime faster; on GPUs a backend names its sparse products."""
+    said = "" if target.arch == "cuda" else dense_zeros(graph, backend.name)
+    return (said,) if said else ()
 
 
 def unmeasurable(deployment: Deployment) -> str:

@@ -70,6 +70,12 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
     node.args = (*filled[:index], value, *node.args[index + 1 :])
 
 
+def spread_out(value: Any, rank: int) -> tuple[Any, ...]:
+    """One entry an axis, from a single one, a list of one or of ``rank``; an empty list stays empty."""
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return values * rank if len(values) == 1 else values
+
+
 def is_transposed(node: fx.Node) -> bool:
     """Whether a convolution is a transposed one."""
     return node.target in TRANSPOSED or (

@@ -16,7 +16,7 @@ from torch import nn
 import graphprune
 from graphprune import registry
 from graphprune.choice import fastest
-from graphprune.errors import BackendError
+from graphprune.errors import BackendError, InputError
 from graphprune.integers import ONNX_RUNTIME, Scheme
 from graphprune.lowering import candidates, deploy, fitted
 from graphprune.measure import Timing
@@ -125,10 +125,47 @@ def test_quiet_candidates_are_measured_once() -> None:
 
     def measure(openers: Mapping[str, Any], **options: Any) -> dict[str, Timing]:
         calls.append(1)
-        return {"a": timing(5, 5.05, 5), "b": timing(4, 4.04, 4)}
+        return {"a": timing(5, 5.05, 5, 5), "b": timing(4, 4.04, 4, 4)}
 
     fastest(dict.fromkeys("ab", lambda: list), measure=measure)
     assert len(calls) == 1
+
+
+def test_who_is_measured_no_more_is_compared_on_the_turns_it_took() -> None:
+    """The host is twice as slow from the second sitting on; who left before it looks fast only."""
+    generator, sittings = random.Random(0), []
+
+    def measure(openers: Mapping[str, Any], *, rounds: int, **options: Any) -> dict[str, Timing]:
+        sittings.append(list(openers))
+        slow = 1 if len(sittings) == 1 else 2
+        length = {"default": 5.35, "fastest": 5.0, "left": 7.0}
+        return {
+            name: timing(*(slow * length[name] * generator.uniform(0.95, 1.05) for _ in range(rounds)))
+            for name in openers
+        }
+
+    shown = fastest(dict.fromkeys(("default", "fastest", "left"), lambda: list), measure=measure, rounds=20)
+    assert sorted(sittings[-1]) == ["default", "fastest"]
+    assert [one.backend for one in shown] == ["fastest", "default", "left"]
+    assert shown[0].chosen
+    assert shown[2].to_chosen.median == pytest.approx(1.4, rel=0.1)
+
+
+def test_a_few_turns_are_not_certain() -> None:
+    lengths = {"a": iter([5.0, 4.0, 5.0, 4.0, 5.0, 4.0]), "b": iter([4.0, 5.0, 4.0, 5.0, 4.0, 5.0])}
+
+    def measure(openers: Mapping[str, Any], *, rounds: int, **options: Any) -> dict[str, Timing]:
+        return {name: timing(*(next(lengths[name]) for _ in range(rounds))) for name in openers}
+
+    shown = fastest(dict.fromkeys("ab", lambda: list), measure=measure, rounds=2)
+    assert [one.timing.rounds for one in shown] == [6, 6]
+    assert next(one.backend for one in shown if one.chosen) == "a"
+
+
+@pytest.mark.parametrize("rounds", [0, -1])
+def test_no_rounds_are_an_error(rounds: int) -> None:
+    with pytest.raises(InputError, match="rounds"):
+        fastest({"a": lambda: list}, rounds=rounds)
 
 
 def test_auto_means_all_only_where_they_are_measured() -> None:

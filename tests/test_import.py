@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,14 @@ def test_every_public_name_exists_and_is_documented(name: str) -> None:
     value = getattr(graphprune, name)
     assert value.__doc__
     assert name in dir(graphprune)
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGE.rglob("__init__.py")), ids=lambda path: path.parent.name)
+def test_every_name_that_a_package_declares_is_there(package: Path) -> None:
+    name = ".".join(("graphprune", *package.parent.relative_to(PACKAGE).parts))
+    module = importlib.import_module(name)
+    for declared in getattr(module, "__all__", ()):
+        assert getattr(module, declared) is not None, f"{name}.{declared}"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -85,7 +85,7 @@ def measure(setup: Setup, folder: Path, threads: int, rounds: int, sittings: int
             )
     timings = timing.timed(setup, folder, threads, rounds, sittings)
     samples = {label: [round(ms, 4) for ms in found.samples] for label, found in timings.items()}
-    return record.Measured(setup.name, setup.batch, threads, 1, samples, auto, facts, conditions(PACKAGES))
+    return record.Measured(setup.name, setup.batch, threads, samples, auto, facts, conditions(PACKAGES))
 
 
 def _short(measured: record.Measured) -> list[str]:

@@ -29,8 +29,7 @@ class Measured:
     """A network at a batch size with a number of threads.
 
     Attributes:
-        repeat: runs in a sample.
-        samples: contestant → ms in every turn, all of the same rounds.
+        samples: contestant → ms of a run in every turn, all of the same rounds.
         auto: precision → backend that ``auto`` took, in a measurement of its own.
         facts: artifact → its certificate's error, share of integers, bytes; or why there is none.
         conditions: date, host, load, versions.
@@ -39,7 +38,6 @@ class Measured:
     network: str
     batch: int
     threads: int
-    repeat: int
     samples: Mapping[str, Sequence[float]]
     auto: Mapping[str, str]
     facts: Mapping[str, Mapping[str, Any]]
@@ -52,7 +50,7 @@ class Measured:
 
     def ms(self, label: str) -> float:
         """Median of one run."""
-        return statistics.median(self.samples[label]) / self.repeat
+        return statistics.median(self.samples[label])
 
     def ratio(self, label: str, to: str = ORT) -> Ratio:
         """Median and quartiles of the ratios of turns."""

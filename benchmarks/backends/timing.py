@@ -21,7 +21,7 @@ from benchmarks.backends.networks import Setup
 from benchmarks.quantization.measure import openvino_call
 from graphprune.choice import Contestant, fastest
 from graphprune.measure import Timing, isolated
-from graphprune.sittings import pooled
+from graphprune.sittings import one_turn, pooled
 
 TURN = 0.06  # seconds that a turn lasts
 PILOT = 4  # rounds that say how many runs that are
@@ -94,12 +94,12 @@ def automatic(setup: Setup, folder: Path, precision: str, threads: int) -> tuple
 
 def eager(setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
     """The network as it is, without gradients."""
-    return _repeated(partial(setup.model(), *setup.inputs()), repeat)
+    return partial(one_turn, partial(setup.model(), *setup.inputs()), repeat)
 
 
 def compiled(setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
     """``torch.compile`` with its defaults."""
-    return _repeated(partial(torch.compile(setup.model()), *setup.inputs()), repeat)
+    return partial(one_turn, partial(torch.compile(setup.model()), *setup.inputs()), repeat)
 
 
 def plain(setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
@@ -114,7 +114,7 @@ def plain(setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
         feed = {name: value.numpy() for name, value in given.items()}
         return [torch.from_numpy(value) for value in session.run(None, feed)]
 
-    return _repeated(call, repeat)
+    return partial(one_turn, call, repeat)
 
 
 def openvino(file: str, floats: str, setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
@@ -124,7 +124,7 @@ def openvino(file: str, floats: str, setup: Setup, folder: Path, threads: int, r
 
 def artifact(path: Path, setup: Setup, folder: Path, threads: int, repeat: int) -> Call:
     """What ``graphprune.load`` opens, called with the original's own arguments."""
-    return _repeated(_opened(path, threads), repeat)
+    return partial(one_turn, _opened(path, threads), repeat)
 
 
 def inputs(folder: Path) -> dict[str, torch.Tensor]:
@@ -134,11 +134,3 @@ def inputs(folder: Path) -> dict[str, torch.Tensor]:
 
 def _opened(path: Path, threads: int) -> Call:
     return partial(graphprune.load(path, threads=threads), *inputs(path.parent).values())
-
-
-def _repeated(call: Call, repeat: int) -> Call:
-    def run() -> None:
-        for _ in range(repeat):
-            call()
-
-    return run

@@ -30,12 +30,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "axis": ("Axes", "Axis", "Member"),
-    "terms": (
-        "Atom", "Concat", "Misfit", "Product", "Reason", "Term",
-        "concat", "cut", "freeze", "product", "regroup", "unify",
-    ),
+    "terms": ("Atom", "Concat", "Product", "Reason", "Term", "concat", "freeze", "product"),
     "typing": ("Dims", "Kept", "Typed", "Typing", "rule"),
-}  # fmt: skip
+    "unification": ("Misfit", "cut", "regroup", "unify"),
+}
 
 __all__ = [
     "Atom",

@@ -155,13 +155,7 @@ def split_factor(term: Term, leading: int) -> tuple[Term, Term]:
     if rest == 1:
         return term, UNIT
     if term.__class__ is Atom:
-        if term.frozen is not None:  # type: ignore[union-attr]
-            return Atom(leading, term.frozen), Atom(rest, term.frozen)  # type: ignore[union-attr]
-        pair = Atom(leading), Atom(rest)
-        for piece in pair:
-            piece.statistical = term.statistical  # type: ignore[union-attr]
-        term.ref = Product(pair, term.size)  # type: ignore[union-attr]
-        return pair
+        return _in_two(term, leading, rest, Product)  # type: ignore[arg-type]
     if term.__class__ is Product:
         first, second = regroup([term], [leading, rest])
         return first, second
@@ -181,6 +175,17 @@ def split_factor(term: Term, leading: int) -> tuple[Term, Term]:
     for other in cuts[1:]:
         unify(cuts[0], other)
     return Atom(leading, Reason("rows of a concatenation that repeats")), resolve(cuts[0])
+
+
+def _in_two(atom: Atom, first: int, second: int, whole: type[Product] | type[Concat]) -> tuple[Atom, Atom]:
+    """Atoms of two sizes that the atom is the product or the concatenation of from now on."""
+    if atom.frozen is not None:
+        return Atom(first, atom.frozen), Atom(second, atom.frozen)
+    pair = Atom(first), Atom(second)
+    for piece in pair:
+        piece.statistical = atom.statistical
+    atom.ref = whole(pair, atom.size)
+    return pair
 
 
 def cut(term: Term, sizes: Sequence[int]) -> list[Term]:
@@ -216,14 +221,7 @@ _EMPTY = Reason("empty")
 def _split_at(term: Term, position: int) -> tuple[Term, Term]:
     """An atom or product as two parts, the first of size ``position``."""
     if term.__class__ is Atom:
-        rest = term.size - position
-        if term.frozen is not None:  # type: ignore[union-attr]
-            return Atom(position, term.frozen), Atom(rest, term.frozen)  # type: ignore[union-attr]
-        pair = Atom(position), Atom(rest)
-        for piece in pair:
-            piece.statistical = term.statistical  # type: ignore[union-attr]
-        term.ref = Concat(pair, term.size)  # type: ignore[union-attr]
-        return pair
+        return _in_two(term, position, term.size - position, Concat)  # type: ignore[arg-type]
     first, *others = factors(term)
     row = product(*others)
     whole, inside = divmod(position, row.size)

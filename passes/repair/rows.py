@@ -26,7 +26,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from graphprune.graph import Graph
-from graphprune.operands import CONVOLUTIONS, PRODUCTS, argument, depends_on_input, is_transposed
+from graphprune.operands import CONVOLUTIONS, PRODUCTS, argument, depends_on_input, is_transposed, spread_out
 
 aten = torch.ops.aten
 
@@ -163,17 +163,17 @@ def form(node: fx.Node) -> Form:
         return Form("product")
     kernel = tuple(argument(node, "weight").meta["val"].shape[2:])
     rank = len(kernel)
-    stride, dilation = (_spread_out(argument(node, name), rank) for name in ("stride", "dilation"))
+    stride, dilation = (spread_out(argument(node, name), rank) for name in ("stride", "dilation"))
     groups, padding = argument(node, "groups"), argument(node, "padding")
     if padding == "valid":
         padding = 0
     if padding == "same":
         total = [gap * (extent - 1) for extent, gap in zip(kernel, dilation, strict=True)]
         return Form("convolution", groups, stride, tuple((t // 2, t - t // 2) for t in total), dilation)
-    around = _spread_out(padding, rank)
+    around = spread_out(padding, rank)
     if not is_transposed(node):
         return Form("convolution", groups, stride, tuple((p, p) for p in around), dilation)
-    more = _spread_out(argument(node, "output_padding"), rank)
+    more = spread_out(argument(node, "output_padding"), rank)
     widths = [
         (gap * (extent - 1) - p, gap * (extent - 1) - p + extra)
         for extent, gap, p, extra in zip(kernel, dilation, around, more, strict=True)
@@ -200,12 +200,6 @@ def parameter(graph: Graph, value: Any, what: str) -> str:
         made_by = describe(value) if isinstance(value, fx.Node) else repr(value)
         raise Refusal(f"its {what} is computed, by {made_by}{hint}")
     return str(value.target)
-
-
-def _spread_out(value: Any, rank: int) -> tuple[int, ...]:
-    """One number an axis, from a number, a list of one or a list of ``rank``."""
-    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    return values * rank if len(values) == 1 else values
 
 
 def _spread(x: torch.Tensor, dim: int, step: int) -> torch.Tensor:

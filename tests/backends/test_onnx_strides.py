@@ -49,7 +49,8 @@ def test_the_answers_are_the_same(
         return
     graph = graphprune.trace(net, x)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("graphprune.backends.onnx_strides._WORTH", -(10**12))
+        patch.setattr("graphprune.backends.onnx_strides._saved", lambda *_: 10**12)
+        patch.setattr("graphprune.backends.onnx_strides._ROOM", 10**12)
         done, notes = rewritten(graph)
     assert len(notes) == 1
     assert not list(done.find(torch.ops.aten.max_pool2d.default))
@@ -86,10 +87,23 @@ class Twice(nn.Module):
         return self.pool(y), y.mean((2, 3))
 
 
+class Above(nn.Module):
+    """At least a tensor's values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("least", torch.randn(4, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.clamp(x, min=self.least)
+
+
 @pytest.mark.parametrize(
     "layers",
     [
         (nn.Conv2d(1, 12, 3), nn.MaxPool2d(2)),  # more blocks than before
+        (nn.Conv2d(1, 6, 3), nn.MaxPool2d(2)),  # fewer blocks of 16, more of 8
+        (nn.Conv2d(1, 4, 3), Above(), nn.MaxPool2d(2)),  # a bound for each channel
         (nn.Conv2d(1, 4, 3), nn.MaxPool2d(3, 2)),  # places overlap
         (nn.Conv2d(1, 4, 3), nn.MaxPool2d(2, padding=1)),
         (nn.Conv2d(1, 4, 3), nn.MaxPool2d(2, dilation=2)),
@@ -115,6 +129,20 @@ def test_groups_stay() -> None:
     assert rewritten(graph)[1] == ()
 
 
+def test_a_weight_that_would_grow_much_stays() -> None:
+    few, many = (traced(nn.Conv2d(n, 4, 5), nn.MaxPool2d(2), shape=(8, n, 64, 64)) for n in (2, 64))
+    assert f"{(16 * 36 - 4 * 25) * 2 * 4:,} bytes more" in rewritten(few)[1][0]
+    assert rewritten(many)[1] == ()
+
+
+def test_a_pool_behind_a_pool() -> None:
+    graph = traced(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.MaxPool2d(2, ceil_mode=True))
+    x = torch.randn(8, 1, 64, 64)
+    done, notes = rewritten(graph)
+    assert len(notes) == 1
+    torch.testing.assert_close(done.run(x)[0], graph.run(x)[0], rtol=1e-5, atol=1e-5)
+
+
 def test_little_work_and_other_machines_stay() -> None:
     layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2)
     assert rewritten(traced(*layers, shape=(1, 1, 28, 28)))[1] == ()
@@ -134,8 +162,8 @@ def test_integers_stay() -> None:
 
 def test_in_the_runtime_any_batch(opened: Any) -> None:
     net = nn.Sequential(
-        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 3), nn.MaxPool2d(3),
-        nn.Flatten(), nn.Linear(5 * 3 * 3, 10),
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(4 * 5 * 5, 10),
     ).eval()  # fmt: skip
     found = opened(net, torch.randn(64, 1, 28, 28), dynamic=True, target="x86")
     model = onnx.load_from_string(found.lowered.files["model.onnx"])

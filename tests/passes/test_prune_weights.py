@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ import graphprune
 from graphprune.errors import InputError, PassError
 from graphprune.graph import Graph
 from graphprune.pipeline import Context, PassResult
+from graphprune.sparsity.zeros import dense_zeros
 from graphprune.textual import make_pass, parse_pipeline
 
 from .quantizing import Residual, images
 from .rewriting import trace
 
 DATA = images(16, 3, 16, 16)
+DATA_8 = [torch.randn(8, 8) for _ in range(8)]
 
 
 def run(graph: Graph, data: Any = None, name: str = "prune-weights", **options: Any) -> PassResult:
@@ -176,17 +179,41 @@ def test_end_to_end_and_smaller_when_packed(tmp_path: Any) -> None:
     import gzip
 
     model, _ = residual()
-    sizes = {}
+    sizes, said = {}, {}
     for text in ("clean-up", "prune-weights{sparsity=0.9}"):
         result = graphprune.optimize(
             model, DATA[0], pipeline=f"{text},fold-parameters,fold-batch-norm", calibration=DATA,
             measure=False,
         )  # fmt: skip
         sizes[text] = len(gzip.compress(result.deployment.lowered.files["model.onnx"]))
+        said[text] = [line for line in result.report.notes if "size only" in line]
+    assert said["clean-up"] == []
+    (line,) = said["prune-weights{sparsity=0.9}"]
+    assert re.search(r"9[0-9]% of the weights of .* are zero; onnxruntime", line)
     assert sizes["prune-weights{sparsity=0.9}"] < 0.45 * sizes["clean-up"]
     certificate = result.report.passes[0].certificate
     assert certificate is not None
     assert not certificate.exact
+
+
+def test_zeros_are_those_of_products_behind_masks_and_quantizers() -> None:
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+            self.register_buffer("mask", torch.ones(8, 8).tril())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x).masked_fill(self.mask == 0, 0.0)
+
+    graph = trace(Causal(), torch.randn(8, 8))
+    assert dense_zeros(graph, "tvm") == ""
+    few = run(graph, sparsity=0.25).graph
+    assert dense_zeros(few, "tvm") == ""
+    many = run(graph, sparsity=0.75).graph  # the mask is not multiplied into the weight
+    assert dense_zeros(many, "tvm").startswith("75% of the weights of linear.weight are zero; tvm")
+    integers = run(run(many, name="fold-parameters").graph, DATA_8, name="quantize").graph
+    assert dense_zeros(integers, "tvm").startswith("7")
 
 
 def test_what_is_refused() -> None:
