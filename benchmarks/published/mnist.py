@@ -209,6 +209,9 @@ def goals(
         f"- size: {base / sizes[SMALL]:.1f} times smaller than their baseline, asked for {TIMES}",
         f"- accuracy: {lost:+.2f} points lost against our baseline, at most {POINTS} asked for",
     ]
+    mean = {name: statistics.mean(values) for name, values in accuracy.items()}
+    leader = max((name for name in mean if name.startswith(THEIRS)), key=lambda name: mean[name])
+    lines.append(f"- accuracy: {mean[leader] - mean[SMALL]:.2f} points below their best row ({leader})")
     for threads in sorted({threads for _, threads in timings}):
         one = timings[ONE, threads]
         rival = min((n for n in one if n.startswith(THEIRS)), key=lambda n: _one(one, n))
