@@ -24,19 +24,22 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..inverse_factor import inverse_factor
-from .patterns import Anywhere, Blocks, NofM, Pattern
+from .patterns import Anywhere, Blocks, NofM, Pattern, mask_among
 
 BLOCK = 128  # columns whose errors reach the others together, and among which "anywhere" chooses
 SOLVED = 2 << 30  # rows times columns cubed, up to which the kept entries are solved for
 
 
-def compensated(matrix: Tensor, pattern: Pattern | Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+def compensated(
+    matrix: Tensor, pattern: Pattern | Tensor, gram: Tensor, there: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """A sparse weight and its mask.
 
     Args:
         matrix: ``[rows, columns]``; every row is what one output sums over.
         pattern: what may be zero; or the mask itself, where it was chosen already.
         gram: ``[columns, columns]``, ``sum x x'`` or any multiple of it.
+        there: ``[rows, columns]``, ``False`` where an entry went before: it makes up for nothing.
 
     Returns:
         The weight in the matrix's dtype, zero where the mask is ``False``. A row that comes out worse than
@@ -50,8 +53,8 @@ def compensated(matrix: Tensor, pattern: Pattern | Tensor, gram: Tensor) -> tupl
     if not bool(torch.isfinite(gram).all()):
         raise InputError("the Gram matrix of the inputs is not finite")
     weight, h = matrix.detach().double(), gram.double()
-    mask = pattern if isinstance(pattern, Tensor) else None
-    found, mask = _swept(weight, pattern, mask, h)
+    there = torch.ones_like(weight, dtype=torch.bool) if there is None else there
+    found, mask = _swept(weight, pattern, h, there)
     if weight.shape[0] * weight.shape[1] ** 3 <= SOLVED:
         found = _solved(weight, mask, h)
     plain = weight * mask
@@ -70,14 +73,13 @@ def error(matrix: Tensor, found: Tensor, gram: Tensor) -> Tensor:
     return ((left @ gram.double()) * left).sum(1)
 
 
-def _swept(
-    weight: Tensor, pattern: Pattern | Tensor, given: Tensor | None, gram: Tensor
-) -> tuple[Tensor, Tensor]:
+def _swept(weight: Tensor, pattern: Pattern | Tensor, gram: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     """One sweep over the columns; the mask is chosen on the way where there is none."""
     factor = inverse_factor(gram)
     left = weight.clone()
+    given = pattern & there if isinstance(pattern, Tensor) else None
     if isinstance(pattern, Blocks):  # a block spans what is chosen from at a time
-        given = pattern.mask(worths(weight, factor))
+        given = mask_among(pattern, worths(weight, factor), there)
     mask = torch.ones_like(weight, dtype=torch.bool) if given is None else given
     columns = weight.shape[1]
     step = pattern.m * (BLOCK // pattern.m or 1) if isinstance(pattern, NofM) else BLOCK
@@ -86,11 +88,12 @@ def _swept(
         if given is None:
             assert not isinstance(pattern, Tensor)
             worth = (left[:, start:end] / factor.diagonal()[start:end]).square()
+            own = there[:, start:end]
             if isinstance(pattern, Anywhere):  # so many in all, whatever rounding the blocks before had
                 wanted = round(pattern.sparsity * mask[:, :end].numel()) - int((~mask[:, :start]).sum())
-                mask[:, start:end] = Anywhere(max(wanted, 0) / worth.numel()).mask(worth)
+                mask[:, start:end] = mask_among(Anywhere(max(wanted, 0) / worth.numel()), worth, own)
             else:
-                mask[:, start:end] = pattern.mask(worth)
+                mask[:, start:end] = mask_among(pattern, worth, own)
         errors = torch.zeros_like(left[:, start:end])
         for j in range(start, end):
             off = torch.where(mask[:, j], 0.0, left[:, j]) / factor[j, j]

@@ -140,6 +140,26 @@ class Blocks:
         return f"it is {rows} × {columns}, smaller than a block of {self.rows} × {self.columns}"
 
 
+def mask_among(pattern: Pattern, scores: Tensor, there: Tensor) -> Tensor:
+    """The mask of a weight of which some entries went before: those go first, and none comes back.
+
+    Args:
+        pattern: what may be zero.
+        scores: ``[rows, columns]``, not negative.
+        there: of the same shape, ``False`` where an entry is gone.
+
+    >>> there = torch.tensor([[False, False, True, True]])
+    >>> mask_among(NofM(2, 4), torch.tensor([[4.0, 3.0, 2.0, 0.0]]), there).tolist()
+    [[False, False, True, True]]
+    """
+    return pattern.mask(lowered(pattern, scores, there)) & there
+
+
+def lowered(pattern: Pattern, scores: Tensor, there: Tensor) -> Tensor:
+    """Scores with those of gone entries below all others; in the mean of a block they count as nothing."""
+    return scores.masked_fill(~there, 0.0 if isinstance(pattern, Blocks) else -1.0)
+
+
 def _check_share(sparsity: float) -> None:
     if not 0 <= sparsity <= 1:
         raise InputError(f"sparsity is a share, 0 to 1, got {sparsity}")

@@ -37,9 +37,9 @@ from graphprune.calibration import read
 from graphprune.errors import InputError, PassError
 from graphprune.graph import Graph
 from graphprune.pipeline import Context, Note, Pass, PassResult
-from graphprune.sparsity.patterns import Anywhere, Blocks, NofM, Pattern
+from graphprune.sparsity.patterns import Anywhere, Blocks, NofM, Pattern, mask_among
 
-from .masks import Weight, masked, value_of, weights
+from .masks import Weight, masked, there_of, value_of, weights
 from .selection import chosen, corrected, scores
 
 PATTERN = re.compile(r"(?P<n>\d+):(?P<m>\d+)|(?P<rows>\d+)x(?P<columns>\d+)")
@@ -102,7 +102,7 @@ class PruneWeights(Pass):
             raise PassError(self.name, "ranks by gradients: give a loss, or calibration inputs")
         ranked = None
         if self.importance == "gradient" or self.scope == "global" or self.threshold is not None:
-            ranked = scores(graph, found, self.importance, calls or (), self.loss, context.seed)
+            ranked = scores(graph, found, pattern, self.importance, calls or (), self.loss, context.seed)
         given = None if ranked is None else chosen(ranked, pattern, self.scope, self.threshold)
         if self.correct and calls is not None:
             values, said = corrected(graph, found, pattern, given, calls, self.positions, context.seed)
@@ -150,7 +150,7 @@ def _plain(
     values = {}
     for weight in found:
         own = value_of(graph, weight.name)
-        matrix = weight.matrix(own)
-        mask = given[weight.name] if given is not None else pattern.mask(matrix.abs())
+        matrix, there = weight.matrix(own), there_of(graph, weight)
+        mask = given[weight.name] & there if given is not None else mask_among(pattern, matrix.abs(), there)
         values[weight.name] = own, weight.back(mask, own)
     return values

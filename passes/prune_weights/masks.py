@@ -120,6 +120,12 @@ def value_of(graph: Graph, name: str) -> Tensor:
     return value if mask is None else value * graph.tensors[mask]
 
 
+def there_of(graph: Graph, weight: Weight) -> Tensor:
+    """Which entries of a weight's matrix no mask has taken yet: bool ``[outputs, columns]``."""
+    mask, value = mask_of(graph, weight.name), graph.tensors[weight.name].detach()
+    return weight.matrix(torch.ones_like(value) if mask is None else graph.tensors[mask]) != 0
+
+
 def _name(graph: Graph, operand: object) -> str:
     """The parameter behind an operand: itself, or multiplied with its mask; empty where there is none."""
     if not isinstance(operand, fx.Node):

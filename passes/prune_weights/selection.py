@@ -17,9 +17,9 @@ from graphprune.inverse_factor import inverse_factor
 from graphprune.pipeline import Note
 from graphprune.runner import Runner
 from graphprune.sparsity.compensation import compensated, error, worths
-from graphprune.sparsity.patterns import Anywhere, Blocks, NofM, Pattern
+from graphprune.sparsity.patterns import Anywhere, Blocks, NofM, Pattern, lowered, mask_among
 
-from .masks import Weight, mask_of, value_of
+from .masks import Weight, there_of, value_of
 
 WIDEST = 8192  # columns; the Gram matrix of more does not fit in memory
 
@@ -27,12 +27,13 @@ WIDEST = 8192  # columns; the Gram matrix of more does not fit in memory
 def scores(
     graph: Graph,
     found: Sequence[Weight],
+    pattern: Pattern,
     importance: str,
     calls: Sequence[Call],
     loss: Callable[[Any], Any] | None,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Weight → the score of every entry of its matrix, ``[outputs, columns]``."""
+    """Weight → the score of every entry of its matrix, ``[outputs, columns]``; lowest where it is gone."""
     values = {w.name: value_of(graph, w.name) for w in found}
     if importance == "gradient":
         sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in values.items()}
@@ -40,7 +41,9 @@ def scores(
             for name, slope in slopes.items():
                 sums[name] += slope.double()
         values = {name: values[name] * sums[name] for name in values}
-    return {w.name: w.matrix(values[w.name]).abs().double() for w in found}
+    return {
+        w.name: lowered(pattern, w.matrix(values[w.name]).abs().double(), there_of(graph, w)) for w in found
+    }
 
 
 def chosen(
@@ -95,16 +98,15 @@ def corrected(
                 gram.add(value)
         if node not in last:
             continue
-        matrix = weight.matrix(own)
-        mask = given[weight.name] if given is not None else None
+        matrix, there = weight.matrix(own), there_of(graph, weight)
+        mask = given[weight.name] & there if given is not None else None
         if wide or not grams[weight.name].finite:
             why = f"it has {matrix.shape[1]:,} inputs" if wide else "its inputs are not finite"
             notes.append(Note("refused", weight.name, f"what stays is not corrected: {why}"))
-            mask = pattern.mask(matrix.abs()) if mask is None else mask
+            mask = mask_among(pattern, matrix.abs(), there) if mask is None else mask
             result = matrix * mask
         else:
-            again = mask_of(graph, weight.name) is not None
-            result, mask, said = _corrected(matrix, mask, pattern, grams.pop(weight.name).matrix, again)
+            result, mask, said = _corrected(matrix, mask, pattern, grams.pop(weight.name).matrix, there)
             notes.append(Note("info", weight.name, said))
         values[weight.name] = weight.back(result, own).contiguous(), weight.back(mask, own)
         work.set_tensors({weight.name: values[weight.name][0]})
@@ -112,28 +114,30 @@ def corrected(
 
 
 def _corrected(
-    matrix: Tensor, mask: Tensor | None, pattern: Pattern, grams: Tensor, again: bool
+    matrix: Tensor, mask: Tensor | None, pattern: Pattern, grams: Tensor, there: Tensor
 ) -> tuple[Tensor, Tensor, str]:
     """Group by group; what the correction was worth is said by the error relative to what was there.
 
-    ``again`` says that some entries went before: they must not be taken for others that make up for
+    ``there`` is ``False`` where an entry went before: it must not be taken for one that makes up for
     something.
     """
     parts = []
-    if mask is None and (again or (len(grams) > 1 and not isinstance(pattern, NofM))):
+    if mask is None and not isinstance(pattern, NofM) and (len(grams) > 1 or not bool(there.all())):
         # The share is of the whole weight, and a group of a depthwise convolution has few entries.
         groups = zip(matrix.chunk(len(grams)), grams, strict=True)
-        mask = pattern.mask(torch.cat([worths(own, inverse_factor(gram)) for own, gram in groups]))
-    for own, keep, gram in zip(
-        matrix.chunk(len(grams)), mask.chunk(len(grams)) if mask is not None else [None] * len(grams), grams,
-        strict=True,
+        worth = torch.cat([worths(own, inverse_factor(gram)) for own, gram in groups])
+        mask = mask_among(pattern, worth, there)
+    for own, left, keep, gram in zip(
+        matrix.chunk(len(grams)), there.chunk(len(grams)),
+        mask.chunk(len(grams)) if mask is not None else [None] * len(grams), grams, strict=True,
     ):  # fmt: skip
-        result, kept = compensated(own, pattern if keep is None else keep, gram)
+        result, kept = compensated(own, pattern if keep is None else keep, gram, left)
         signal = ((own.double() @ gram) * own.double()).sum()
-        plain = own * (pattern.mask(own.abs()) if keep is None else keep)
+        plain = own * (mask_among(pattern, own.abs(), left) if keep is None else keep)
         parts.append((result, kept, signal, error(own, plain, gram).sum(), error(own, result, gram).sum()))
     results, masks, signals, before, after = zip(*parts, strict=True)
-    whole = float(sum(signals)) or 1.0
-    shares = [(float(sum(v)) / whole) ** 0.5 for v in (before, after)]
+    # Sums of squares; rounding can leave one that is nothing below zero, whose root would be complex.
+    whole = max(float(sum(signals)), 0.0) or 1.0
+    shares = [(max(float(sum(v)), 0.0) / whole) ** 0.5 for v in (before, after)]
     said = f"error of its result {shares[0]:.3f} by magnitude alone, {shares[1]:.3f} corrected"
     return torch.cat(results), torch.cat(masks), said

@@ -145,6 +145,49 @@ def test_more_may_go_later() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pattern": "1x4", "sparsity": 0.5},
+        {"pattern": "2:4"},
+        {"pattern": "2:4", "importance": "gradient"},
+        {"sparsity": 0.3},
+        {"sparsity": 0.3, "scope": "global"},
+        {"threshold": 0.0},
+    ],
+)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_went_before_makes_up_for_nothing(options: dict[str, Any], groups: int) -> None:
+    """The error in the notes is the measured one, and nothing stands under a mask."""
+    torch.manual_seed(0)
+    layer = nn.Conv1d(32, 32, 1, groups=groups)
+    data = [torch.einsum("ij,bjk->bik", torch.randn(32, 32), torch.randn(16, 32, 4)) for _ in range(2)]
+    first = run(trace(layer, data[0]), data, sparsity=0.6, correct=False).graph
+    result = run(first, data, **options)
+    second = result.graph
+    before, after = (g.tensors["weight_mask"].bool() for g in (first, second))
+    assert not (after & ~before).any()
+    assert not second.tensors["weight"][~after].any()
+    if options.get("pattern") == "2:4":  # what went is no match for what is there
+        left = after[..., 0].unflatten(1, (-1, 4)).sum(-1)
+        assert torch.equal(left, before[..., 0].unflatten(1, (-1, 4)).sum(-1).clamp(max=2))
+    wanted, found = (
+        torch.cat([g(x) for x in data]).detach() - layer.bias.detach()[:, None] for g in (first, second)
+    )
+    (said,) = (note.message for note in result.notes if "corrected" in note.message)
+    measured = float((found - wanted).norm() / wanted.norm())
+    assert float(said.split()[-2]) == pytest.approx(measured, abs=2e-3)
+
+
+def test_an_error_of_nothing_is_no_complex_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rounding error below zero."""
+    from graphprune.passes.prune_weights import selection
+
+    monkeypatch.setattr(selection, "error", lambda *_: torch.tensor([-1e-9], dtype=torch.float64))
+    (said,) = (n.message for n in run(trace(nn.Linear(8, 8), DATA_8[0]), DATA_8).notes if "corr" in n.message)
+    assert said.endswith("0.000 by magnitude alone, 0.000 corrected")
+
+
 def test_gradients_rank_otherwise_and_thresholds_cut() -> None:
     _, graph = residual()
     by_magnitude = run(graph, sparsity=0.5, scope="global").graph
