@@ -4,6 +4,7 @@ In ``y = x + f(x)`` the block is ``f``: everything on the way from the shortcut 
 dropped, which leaves ``y = x``, when the sum is its only exit and has the shape of both operands. Pre-norm
 (``x + f(norm(x))``), post-norm (``norm(x + f(x))``, where the norm stays) and convolutional blocks with an
 identity shortcut are all of this form; a block whose shortcut is a projection is not. Blocks may be nested.
+Sizes that were computed (a dynamic batch) belong to no block: others read them, too.
 
 >>> import torch, graphprune
 >>> layer = torch.nn.TransformerEncoderLayer(12, 4, 16, batch_first=True, norm_first=True).eval()
@@ -77,11 +78,11 @@ def residual_blocks(graph: Graph) -> list[Block]:
 
 
 def _between(start: fx.Node, end: fx.Node, place: dict[fx.Node, int]) -> set[fx.Node]:
-    """The nodes on paths from ``start`` to ``end``, without the first; empty where there is none."""
+    """The nodes on paths of tensors from ``start`` to ``end``, without the first; empty if there is none."""
     reached, stack = {end}, [end]
     while stack:
         for source in stack.pop().all_input_nodes:
-            if source not in reached and place[source] > place[start]:
+            if source not in reached and place[source] > place[start] and not _is_size(source):
                 reached.add(source)
                 stack.append(source)
     inside: set[fx.Node] = set()
@@ -97,9 +98,21 @@ def _is_block(add: fx.Node, shortcut: fx.Node, result: fx.Node, inside: set[fx.N
         return False
     if sizes(shortcut) != sizes(add) or sizes(result) != sizes(add):
         return False
-    if any(user not in inside and user is not add for node in inside for user in node.users):
+    if not all(_stays_inside(node, inside, add) for node in inside):
         return False
     return any(node_macs(node) for node in inside)
+
+
+def _stays_inside(node: fx.Node, inside: set[fx.Node], add: fx.Node) -> bool:
+    """Whether nobody outside reads a value, or a size of it."""
+    return all(
+        user in inside or user is add or (_is_size(user) and _stays_inside(user, inside, add))
+        for user in node.users
+    )
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, int, float))
 
 
 def drop(graph: Graph, blocks: Iterable[Block]) -> Graph:

@@ -178,6 +178,47 @@ def test_a_transformer() -> None:
     assert_same(result.graph, model, image, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_size_of_a_batch_belongs_to_no_block(dynamic: bool) -> None:
+    """The first attention computes it and its multiples, and the others read them, too."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(12, 3, 16, batch_first=True, norm_first=True)
+    model: Any = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
+    with torch.no_grad():
+        for parameter in (
+            *model.layers[0].self_attn.out_proj.parameters(),
+            *model.layers[0].linear2.parameters(),
+        ):
+            parameter.mul_(0.01)
+    tokens = torch.randn(4, 5, 12)
+    graph = graphprune.trace(model, tokens, dynamic_batch=dynamic)
+    assert [block.layer for block in residual_blocks(graph)] == [
+        f"layers.{i}" for i in range(3) for _ in range(2)
+    ]
+    result = run(graph, [tokens], layers=1, whole=True)
+    assert dropped(result) == ["layers.0"]
+    assert not [name for name in result.graph.tensors if name.startswith("layers.0.")]
+    del model.layers[0]
+    assert_same(result.graph, model, torch.randn(2 if dynamic else 4, 5, 12), tolerance=1e-5)
+
+
+def test_sizes_of_a_block_are_read_behind_it() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(STREAM, STREAM)
+
+        def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            y = self.a(torch.cat([x, x]))
+            return (x + y[::2]) * other.view(y.shape[0], -1).sum()
+
+    graph = trace(randomise(Counted().double()), x(4, STREAM), x(4, 2))
+    small = drop(graph, residual_blocks(graph))
+    assert not small.tensors
+    one, other = x(3, STREAM), x(3, 2)
+    torch.testing.assert_close(small(one, other), one * other.sum())
+
+
 # ---- which go ----------------------------------------------------------------------------------------------
 
 

@@ -72,6 +72,14 @@ class Chain(nn.Module):
         return x
 
 
+def test_whole_layers_of_a_transformer_with_a_dynamic_batch() -> None:
+    layer = nn.TransformerEncoderLayer(12, 3, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    module = graphprune.trace(model, torch.zeros(2, 5, 12), dynamic_batch=True).module
+    depth = StochasticDepth(module, whole=True)
+    assert {name: len(blocks) for name, blocks in depth._groups.items()} == {"layers.0": 2, "layers.1": 2}
+
+
 def test_in_evaluation_every_block_is_there() -> None:
     model, module = net()
     with StochasticDepth(module, 0.9) as depth:
