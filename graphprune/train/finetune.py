@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from graphprune.errors import GraphpruneError, InputError, MissingExtraError
 
 from .batches import call, pair, samples, share
+from .optimizer_state import require_held
 from .randomness import Numbers, seeded
 from .state import Home, State, Training
 
@@ -73,7 +74,8 @@ def finetune(
 
     Raises:
         MissingExtraError: accelerate is not installed.
-        InputError: the data is empty or no pairs, or an argument is out of range.
+        InputError: the data is empty or no pairs, an argument is out of range, or the optimizer trains
+            another network than the module; one that trains a part of it (a head) is fine.
         GraphpruneError: the loss became infinite or not a number.
     """
     if epochs < 0 or not lr > 0 or (clip is not None and not clip > 0):
@@ -215,6 +217,7 @@ class _Loop:
         if self.after_step and hasattr(self.distillation, "attach"):
             self.distillation.attach()  # a shrinker gives the module another graph
         if self.after_step and self._parameters() != self._shapes:
+            require_held(self.optimizer.optimizer, self.module, self.adapters)
             self.release()  # what averages gradients was made for parameters of other shapes
             self._wrap()
             self.wrapped.train()
@@ -260,13 +263,23 @@ def _accelerator() -> Any:
 def _optimizer(module: nn.Module, distillation: Any, given: Any, lr: float) -> torch.optim.Optimizer:
     """The optimizer, with the parameters of the distillation's adapters among its own."""
     adapters = list(distillation.parameters()) if hasattr(distillation, "parameters") else []
-    if isinstance(given, torch.optim.Optimizer):
-        known = {id(p) for group in given.param_groups for p in group["params"]}
-        missing = [p for p in adapters if id(p) not in known]
-        if missing:
-            given.add_param_group({"params": missing})
-        return given
     parameters = [p for p in module.parameters() if p.requires_grad] + adapters
     if not parameters:
         raise InputError("the module has no parameter that can be trained (requires_grad)")
-    return given(parameters) if given is not None else torch.optim.AdamW(parameters, lr)
+    if given is None:
+        return torch.optim.AdamW(parameters, lr)
+    if not isinstance(given, torch.optim.Optimizer):
+        made = given(parameters) if callable(given) else given
+        if not isinstance(made, torch.optim.Optimizer):
+            raise InputError(
+                f"optimizer is one of torch.optim, or a function that makes it from a list of parameters, "
+                f"and this gave {type(made).__name__}"
+            )
+        require_held(made, module, adapters)
+        return made
+    require_held(given, module, adapters)
+    known = {id(p) for group in given.param_groups for p in group["params"]}
+    missing = [p for p in adapters if id(p) not in known]
+    if missing:
+        given.add_param_group({"params": missing})
+    return given

@@ -3,16 +3,17 @@
 An optimizer keeps, for every parameter, tensors of the parameter's shape, factored ones with a 1 where a
 dimension was summed over (Adafactor), and numbers (how many steps). The first two follow the parameter: they
 are zero where it is masked (:func:`forget`), and keep the positions that it keeps (:func:`follow`). Anything
-else an optimizer may hold cannot be cut, and is refused.
+else an optimizer may hold cannot be cut, and is refused. So is an optimizer that holds another network's
+parameters (:func:`require_held`): it would train nothing, and say nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
@@ -44,6 +45,38 @@ class Cut:
             if where is not None and value.shape[dim] == self.old.shape[dim]:
                 value = value.index_select(dim, where.to(value.device))
         return value
+
+
+def require_held(optimizer: Optimizer, module: nn.Module, beside: Iterable[Parameter] | None = None) -> None:
+    """Say that an optimizer does not train a module; one that trains a part of it (a head) is fine.
+
+    Args:
+        beside: what it may train beside the module. Where this is given, an optimizer that lacks parameters
+            of the module and holds unknown ones instead is refused, too: they were replaced meanwhile.
+
+    Raises:
+        InputError: it holds no trainable parameter of the module, or others in the place of some.
+    """
+    trained = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    missing = [name for key, name in trained.items() if key not in {id(p) for p in held}]
+    kind = type(optimizer).__name__
+    if missing and len(missing) == len(trained):
+        raise InputError(
+            f"the {kind} given holds none of the {len(trained)} trainable parameters of the module "
+            f"({missing[0]!r}, …), so it would train nothing of it: make it of module.parameters(); those of "
+            "the original model, or from before a removal without optimizer=, are other ones"
+        )
+    if beside is None or not missing:
+        return
+    known = {id(p) for p in [*module.parameters(), *beside]}
+    if any(p.requires_grad and id(p) not in known for p in held):
+        raise InputError(
+            f"the {kind} given lacks {len(missing)} trainable parameters of the module ({missing[0]!r}, …) "
+            "and holds others that the module does not have, as one does from before a removal: give Shrink "
+            "and train.remove the optimizer, or make it anew of module.parameters(); what is not to be "
+            "trained takes requires_grad_(False)"
+        )
 
 
 def forget(optimizer: Optimizer, parameter: Parameter, mask: Tensor) -> None:

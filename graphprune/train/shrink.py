@@ -48,7 +48,7 @@ from ..plans.candidates import RESOURCES, Limits, Share, count_of
 from ..plans.plan import CostModel, Plan
 from ..plans.rewrite import kept_positions
 from ..verify import mask_equivalence, require
-from .optimizer_state import Cut, follow, refusal
+from .optimizer_state import Cut, follow, refusal, require_held
 from .schedules import Schedule
 
 
@@ -95,9 +95,12 @@ class Shrink:
             seed: for random importance and projections.
 
         Raises:
-            InputError: an option is out of range, or the budget at the end cannot be reached.
+            InputError: an option is out of range, the budget at the end cannot be reached, or the optimizer
+                trains another network.
         """
         require_traced(module)
+        if optimizer is not None:
+            require_held(optimizer, module)
         if budget not in RESOURCES:
             raise InputError(f"unknown budget {budget!r}; known: {', '.join(RESOURCES)}")
         self.module, self.schedule, self.optimizer = module, schedule, optimizer
@@ -192,10 +195,12 @@ def remove(module: TracedModule, plan: Plan, optimizer: Optimizer | None = None)
 
     Raises:
         AxisError: the plan is another network's.
-        InputError: the optimizer's state cannot follow; nothing was changed.
+        InputError: the optimizer's state cannot follow, or it trains another network; nothing was changed.
         VerificationError: the smaller network is not the larger one without the positions.
     """
     require_traced(module)
+    if optimizer is not None:
+        require_held(optimizer, module)
     graph = module.captured
     small = graph.apply(plan)
     # Fitting to the network before makes no sense once training moves on; and it need not stay in memory.

@@ -80,11 +80,14 @@ class Sparsify:
 
         Raises:
             InputError: an option is out of range, the schedule does not end where ``N:M`` does, there is no
-                weight to prune, or gradients are to decide before there are any.
+                weight to prune, gradients are to decide before there are any, or the optimizer trains
+                another network.
         """
         from graphprune.passes.prune_weights.masks import masked, weights
 
         require_traced(module)
+        if optimizer is not None:
+            optimizer_state.require_held(optimizer, module)
         self.module, self.schedule, self.optimizer = module, schedule, optimizer
         self._pattern, self._scope, self._importance = pattern, scope, importance
         self._select = {"ignored": ignored, "only": only}
@@ -97,6 +100,13 @@ class Sparsify:
             why = "".join(f"; {note.where} {note.message}" for note in notes)
             raise InputError(f"there is no weight to prune{why}")
         whole = {w.name: torch.ones_like(graph.tensors[w.name], dtype=torch.bool) for w in found}
+        if optimizer is not None:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            notes += [
+                Note("info", name, "the optimizer does not hold it: zeros come, and the rest is not trained")
+                for name in whole
+                if id(graph.tensors[name]) not in held
+            ]
         result = masked(graph, {n: (graph.tensors[n].detach(), mask) for n, mask in whole.items()})
         _share(result, graph, whole)
         module.become(result)

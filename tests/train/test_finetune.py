@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import graphprune
 from graphprune.errors import GraphpruneError, InputError, MissingExtraError
-from graphprune.train import State, Training, finetune
+from graphprune.train import Constant, Shrink, State, Training, finetune, remove
 from graphprune.train.state import Home
 from tests.train import launched
 
@@ -392,6 +392,39 @@ def test_arguments_out_of_range(wrong: dict[str, Any]) -> None:
 def test_a_module_without_parameters_to_train() -> None:
     with pytest.raises(InputError, match="no parameter that can be trained"):
         finetune(network().requires_grad_(False), batches(), F.cross_entropy)
+
+
+def test_an_optimizer_of_another_network_is_refused() -> None:
+    model = network().eval()
+    graph = graphprune.trace(model, torch.zeros(2, 5), dynamic_batch=True)
+    module = graph.apply(graph.plan(ratio=0.5)).module
+    others = torch.optim.SGD(model.parameters(), 0.1)
+    for given in (others, lambda parameters: others):
+        with pytest.raises(InputError, match=r"SGD given holds none .*'0\.weight'.* module\.parameters\(\)"):
+            finetune(module, batches(), F.cross_entropy, optimizer=given)
+    with pytest.raises(InputError, match=r"a function that makes it .* gave str"):
+        finetune(module, batches(), F.cross_entropy, optimizer="adam")  # type: ignore[arg-type]
+
+
+def test_an_optimizer_may_hold_a_part_of_the_network() -> None:
+    model = network()
+    before = copy.deepcopy(dict(model.named_parameters()))
+    optimizer = torch.optim.SGD(model[4].parameters(), 0.1)
+    finetune(model, batches(), F.cross_entropy, optimizer=optimizer)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"4.weight", "4.bias"}
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_an_optimizer_that_a_removal_left_behind_is_refused(when: str) -> None:
+    module = graphprune.trace(network().eval(), torch.zeros(2, 5), dynamic_batch=True).module
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    shrink = [Shrink(module, Constant(0.5, begin=2), optimizer=None)]
+    if when == "before":
+        remove(module, module.captured.plan(ratio=0.5))
+        shrink = []
+    with pytest.raises(InputError, match=r"lacks 5 trainable parameters .* holds others .* give Shrink"):
+        finetune(module, batches(), F.cross_entropy, optimizer=optimizer, after_step=shrink)
 
 
 def test_without_accelerate_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

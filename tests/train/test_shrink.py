@@ -252,6 +252,24 @@ def test_a_plan_of_another_network() -> None:
         remove(net()[1], plan)
 
 
+def test_an_optimizer_of_another_network_is_refused() -> None:
+    model, module = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = {name: id(p) for name, p in module.named_parameters()}
+    with pytest.raises(InputError, match="SGD given holds none"):
+        remove(module, module.captured.plan({"stem.weight[0]": [0]}), optimizer)
+    with pytest.raises(InputError, match="SGD given holds none"):
+        Shrink(module, Constant(0.5), optimizer=optimizer)
+    with pytest.raises(InputError, match="SGD given holds none"):
+        Sparsify(module, Constant(0.5), optimizer=optimizer)
+    assert {name: id(p) for name, p in module.named_parameters()} == before
+    head = torch.optim.SGD([module.get_parameter("head.weight"), module.get_parameter("head.bias")], lr=0.1)
+    sparsify = Sparsify(module, Constant(0.5), optimizer=head)
+    assert {note.where for note in sparsify.notes} == sparsify.masks.keys() - {"head.weight"}
+    Shrink(module, Constant(0.5), optimizer=head)
+    assert head.param_groups[0]["params"][0] is module.get_parameter("head.weight")
+
+
 def test_heads_of_attention_go_too() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True, dropout=0.0)
