@@ -2,7 +2,9 @@
 
 Grammar: passes separated by commas; options in braces, separated by blanks, ``name=value``. Option
 names are the dataclass fields with ``-`` for ``_``. Values are numbers, ``true``, ``false``, ``none``,
-bare words, ``"quoted strings"`` or lists ``[a b c]``. Whatever is printed parses back to an equal pipeline.
+bare words, ``"quoted strings"`` or lists ``[a b c]``. Where an option takes text, a bare word is text
+whatever it looks like, and where it takes names, one alone is a list: ``ignored=[0 1.10]``, ``ignored=0``.
+Whatever is printed parses back to an equal pipeline.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 from .errors import RecipeError, suggestion
@@ -20,6 +22,8 @@ _TOKEN = re.compile(
     r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*")|(?P<symbol>[{}=,\[\]])|(?P<word>[^\s{}=,\[\]"]+))"""
 )
 _WORDS = {"true": True, "false": False, "none": None}
+_NAMES = ("tuple[str, ...]", tuple[str, ...])  # the type of a field, as text where annotations are text
+_TEXT = ("str", str, *_NAMES)
 _BARE = re.compile(r"[A-Za-z_*0-9][\w.*/:-]*")
 
 
@@ -45,7 +49,7 @@ def make_pass(name: str, options: dict[str, Any]) -> Pass:
     from .registry import passes
 
     kind = passes.load(name)
-    known = {f.name.replace("_", "-"): f.name for f in fields(kind)}  # type: ignore[arg-type]
+    known = _options(kind)
     arguments = {}
     for option, value in options.items():
         option = option.replace("_", "-")
@@ -54,11 +58,29 @@ def make_pass(name: str, options: dict[str, Any]) -> Pass:
                 f"pass {name!r} has no option {option!r}{suggestion(option, known)}; "
                 f"it has: {', '.join(known) or 'none'}"
             )
-        arguments[known[option]] = tuple(value) if isinstance(value, list) else value
+        field = known[option]
+        value = tuple(value) if isinstance(value, list) else value
+        arguments[field.name] = _names(name, option, value) if field.type in _NAMES else value
     try:
         return kind(**arguments)
     except TypeError as error:
         raise RecipeError(f"pass {name!r}: {error}") from error
+
+
+def _options(kind: Any) -> dict[str, Field[Any]]:
+    """The fields of a pass by the names that they have as text."""
+    return {field.name.replace("_", "-"): field for field in fields(kind)}
+
+
+def _names(name: str, option: str, value: Any) -> tuple[Any, ...]:
+    """Names, of which one may be given alone, and those of an ``nn.Sequential`` as whole numbers."""
+    values = value if isinstance(value, tuple) else (value,)
+    for one in values:
+        if one is None or isinstance(one, (bool, float)):
+            raise RecipeError(
+                f"pass {name!r}: {option} takes names, and {print_value(one)} is none; if it is one, quote it"
+            )
+    return tuple(str(one) if isinstance(one, int) else one for one in values)
 
 
 def print_pass(step: Pass) -> str:
@@ -111,7 +133,10 @@ class _Reader:
 
 
 def _parse_pass(reader: _Reader) -> Pass:
+    from .registry import passes
+
     _, name = reader.take("word")
+    known = _options(passes.load(name))
     options: dict[str, Any] = {}
     if reader.peek() == ("symbol", "{"):
         reader.expect("{")
@@ -120,30 +145,34 @@ def _parse_pass(reader: _Reader) -> Pass:
             reader.expect("=")
             if option in options:
                 raise RecipeError(f"pipeline {reader.text!r}: option {option!r} of {name!r} given twice")
-            options[option] = _parse_value(reader)
+            field = known.get(option.replace("_", "-"))
+            options[option] = _parse_value(reader, text=field is not None and field.type in _TEXT)
         reader.expect("}")
     return make_pass(name, options)
 
 
-def _parse_value(reader: _Reader) -> Any:
+def _parse_value(reader: _Reader, text: bool) -> Any:
+    """A value; ``text`` leaves bare words as they are."""
     if reader.peek() == ("symbol", "["):
         reader.expect("[")
         values = []
         while reader.peek() != ("symbol", "]"):
-            values.append(_parse_value(reader))
+            values.append(_parse_value(reader, text))
         reader.expect("]")
         return tuple(values)
-    kind, text = reader.take("word", "string")
+    kind, word = reader.take("word", "string")
     if kind == "string":
-        return json.loads(text)
-    if text in _WORDS:
-        return _WORDS[text]
+        return json.loads(word)
+    if text:
+        return word
+    if word in _WORDS:
+        return _WORDS[word]
     for number in (int, float):
         try:
-            return number(text)
+            return number(word)
         except ValueError:
             continue
-    return text
+    return word
 
 
 def print_value(value: Any) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from graphprune import registry
 from graphprune.errors import RecipeError
 from graphprune.pipeline import Pass, Pipeline
+from graphprune.textual import make_pass
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,35 @@ def test_what_is_printed_parses_back(steps: list[Options]) -> None:
         type(v) for step in pipeline for v in vars(step).values()
     ]
     assert str(parsed) == str(pipeline)
+
+
+@given(st.lists(st.integers(0, 99) | st.from_regex(r"[0-9]{1,2}(\.[0-9]{1,2}){1,2}", fullmatch=True)))
+def test_numbers_are_names_where_names_are_asked_for(numbers: list[int | str]) -> None:
+    """Modules of an ``nn.Sequential`` are called by numbers, and ``1.10`` is not ``1.1``."""
+    wanted = Options(some_names=tuple(map(str, numbers)))
+    pipeline = Pipeline.parse(f"test-options{{some-names=[{' '.join(map(str, numbers))}]}}")
+    assert pipeline == Pipeline((wanted,))
+    assert Pipeline.parse(str(pipeline)) == pipeline
+    quoted = [number if isinstance(number, int) else str(number) for number in numbers]
+    assert make_pass("test-options", {"some-names": quoted}) == wanted
+
+
+@pytest.mark.parametrize("name", ["0", "1.10", "true", "none", "a", "a.b"])
+def test_one_name_is_a_list_of_one_and_a_word_is_a_word(name: str) -> None:
+    pipeline = Pipeline.parse(f"test-options{{some-names={name} word={name}}}")
+    assert pipeline == Pipeline((Options(some_names=(name,), word=name),))
+    assert Pipeline.parse(str(pipeline)) == pipeline
+    assert make_pass("test-options", {"some-names": name}) == Options(some_names=(name,))
+
+
+@pytest.mark.parametrize("value", [1.1, True, None])
+def test_what_is_no_name(value: object) -> None:
+    """Of a recipe, where ``1.10`` without quotes has become another number already."""
+    for given_value in (value, [value]):
+        with pytest.raises(
+            RecipeError, match=r"some-names takes names, and .* is none; if it is one, quote it"
+        ):
+            make_pass("test-options", {"some-names": given_value})
 
 
 def test_printing_leaves_defaults_out() -> None:
