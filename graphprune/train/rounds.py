@@ -1,19 +1,25 @@
 """What an iterative run did, round by round, and the file that it goes on from.
 
-The file holds tensors, numbers and text only, and is read without unpickling anything else. It is replaced in
-one step (:mod:`graphprune.atomic`), so a run that is killed while it writes goes on from the one before.
+The file is a line with the SHA-256 of what follows, and what ``torch.save`` writes of tensors, numbers and text.
+The digest is checked before anything is read, because a flipped bit in a weight would be another network
+that nobody notices; nothing but tensors, numbers and text is unpickled. The file is replaced in one step
+(:mod:`graphprune.atomic`), so a run that is killed while it writes goes on from the one before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from graphprune import atomic
 from graphprune.errors import InputError
@@ -26,7 +32,8 @@ try:
 except ImportError:  # not POSIX: nobody is kept from starting a run twice
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 1
+FORMAT = 2
+HEADER = b"graphprune iterative run, SHA-256 "
 FILE, TABLE, LOCK = "state.pt", "rounds.md", "lock"
 
 
@@ -126,7 +133,11 @@ class Saved:
         return [Plan.from_json(r.plan) for r in rounds]
 
     def write(self, directory: Path | None) -> None:
-        """Replace the state in the directory, and the table beside it; without one, do nothing."""
+        """Replace the state in the directory, and the table beside it; without one, do nothing.
+
+        Raises:
+            InputError: it holds what could not be read again.
+        """
         if directory is None:
             return
         content = {
@@ -138,9 +149,11 @@ class Saved:
             "tensors": {name: value.detach() for name, value in self.tensors.items()},
             "training": self.training,
         }
+        _readable(content)
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        atomic.write_file(directory / FILE, buffer.getvalue())
+        payload = buffer.getbuffer()
+        atomic.write_file(directory / FILE, b"".join((HEADER, _digest(payload), b"\n", payload)))
         atomic.write_file(directory / TABLE, f"{table(self.done, self.before)}\n".encode())
 
     @staticmethod
@@ -148,33 +161,79 @@ class Saved:
         """The state in a directory, ``None`` where there is none.
 
         Raises:
-            InputError: the file is damaged, or of a newer version.
+            InputError: the file cannot be read, is damaged, or not of this version.
         """
         if directory is None or not (directory / FILE).exists():
             return None
         path = directory / FILE
+        payload = _checked(path)
         try:
-            content = torch.load(path, weights_only=True, map_location="cpu")
+            content = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
             version = content["format"]
             if version > FORMAT:
-                raise InputError(f"{path} has format {version}, this version reads up to {FORMAT}")
-            rounds = [_round(r) for r in content["done"]]
-            current = None if content["current"] is None else _round(content["current"])
+                raise InputError(f"it has format {version}, this version reads up to {FORMAT}")
             macs, parameters, score = content["before"]
             return Saved(
-                content["settings"], (macs, parameters, score), tuple(rounds), current,
+                content["settings"], (macs, parameters, score), tuple(_round(r) for r in content["done"]),
+                None if content["current"] is None else _round(content["current"]),
                 content["tensors"], content["training"],
             )  # fmt: skip
-        except InputError:
-            raise
-        except Exception as error:
+        except (
+            InputError,
+            pickle.UnpicklingError,
+            RuntimeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
+            # The bytes are those that were written: by another version, or by something else.
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(
-                f"{path} is not the state of an iterative run ({reason}); remove it to start again"
+                f"{path} is not the state of an iterative run that this version reads ({reason}); give another "
+                "directory, or remove the file to start again"
             ) from error
 
 
+def _readable(content: Any) -> None:
+    """Raise unless ``torch.load`` reads every leaf without unpickling code, which it would refuse too late."""
+    for path, leaf in pytree.tree_flatten_with_path(content)[0]:
+        if not isinstance(leaf, torch.Tensor) and type(leaf) not in (bool, int, float, str, NoneType):
+            raise InputError(
+                f"the state of the run cannot be kept: {pytree.keystr(path)} is a {type(leaf).__name__}, and "
+                "only tensors, numbers and text are read again; give the optimizer plain ones, as in float(lr)"
+            )
+
+
+def _digest(payload: bytes | memoryview) -> bytes:
+    return hashlib.sha256(payload).hexdigest().encode()
+
+
+def _checked(path: Path) -> bytes:
+    """What stands behind the header of a state, when it is what was written.
+
+    Raises:
+        InputError: the file cannot be read, or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            line, payload = file.readline(), file.read()
+    except OSError as error:
+        raise InputError(f"cannot read the state of the run, {path}: {error.strerror or error}") from error
+    if not line:
+        reason = "it is empty"
+    elif not line.startswith(HEADER):
+        reason = "it does not begin as the state of an iterative run does"
+    elif line != HEADER + _digest(payload) + b"\n":
+        reason = "its checksum is not that of its content: cut short, or changed after it was written"
+    else:
+        return payload
+    raise InputError(
+        f"{path}, the state of a run, is damaged: {reason}; put a copy of it back, or remove it to start again"
+    )
+
+
 def _round(values: Mapping[str, Any]) -> Round:
+    Plan.from_json(values["plan"])  # an error here can still name the file
     return Round(**{**values, "losses": tuple(values["losses"]), "scores": tuple(values["scores"])})
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ pytest.importorskip("accelerate", reason="the rounds train with it")
 
 from graphprune.train import finetune
 from graphprune.train.iterate import iterate
-from graphprune.train.rounds import Iterated, Saved
+from graphprune.train.rounds import Iterated, Round, Saved
 
 from . import iterating
 from .iterating import network, run, stopping
@@ -176,9 +177,72 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
         run(tmp_path, seed=6)
     with pytest.raises(InputError, match="another network"):
         iterate(nn.Linear(4, 2), torch.zeros(2, 4), [], F.mse_loss, params=0.5, directory=tmp_path)
-    (tmp_path / "state.pt").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"state\.pt is not the state of an iterative run"):
-        run(tmp_path)
+
+
+def begun(directory: Path, through: int = 2, **options: Any) -> bytes:
+    """The state of a run that was stopped."""
+
+    def stop() -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        quick(directory, progress=stopping(through, stop), **options)
+    return (directory / "state.pt").read_bytes()
+
+
+def quick(directory: Path | None = None, **options: Any) -> Iterated:
+    """Two rounds of an epoch, in a fraction of a second."""
+    return iterate(**{**SMALL, "directory": directory, **options})
+
+
+def teach() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    return [(x := torch.randn(8, 4, generator=draw), x[:, :2]) for _ in range(3)]
+
+
+def perceptron() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2)).eval()
+
+
+SMALL: dict[str, Any] = {
+    "model": perceptron(), "example_inputs": torch.zeros(2, 4), "data": teach(), "loss": F.mse_loss,
+    "params": 0.6, "per_round": 0.25, "epochs": 1, "lr": 1e-3,
+}  # fmt: skip
+
+
+def test_a_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
+    state, path = begun(tmp_path), tmp_path / "state.pt"
+    for content in (b"", b"nothing", state[: len(state) // 2], state[:-1], state + b"\n", state[:40]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"state\.pt, .* is damaged: .* remove it to start again"):
+            quick(tmp_path)
+    draw = random.Random(0)
+    for place in (0, 60, *(draw.randrange(len(state)) for _ in range(30))):
+        flipped = state[place] ^ (1 << draw.randrange(8))
+        path.write_bytes(state[:place] + bytes([flipped]) + state[place + 1 :])
+        with pytest.raises(InputError, match=r"state\.pt, .* is damaged"):
+            quick(tmp_path)
+    path.write_bytes(state)
+    assert same(quick(tmp_path), quick())
+
+
+def test_a_state_that_something_else_wrote_is_refused_by_name(tmp_path: Path) -> None:
+    saved = Saved({}, (1, 1, None), (Round(1, "{}", 1, 1),))
+    saved.write(tmp_path)
+    with pytest.raises(InputError, match=r"state\.pt is not .* \(this is not a plan: KeyError\('format'\)\)"):
+        Saved.read(tmp_path)
+    (tmp_path / "state.pt").unlink()
+    (tmp_path / "state.pt").mkdir()
+    with pytest.raises(InputError, match=r"cannot read the state of the run, .*state\.pt: Is a directory"):
+        Saved.read(tmp_path)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\['lr'\] is a float64.*plain ones"):
+        quick(tmp_path, optimizer=lambda p: torch.optim.SGD(p, numpy.float64(1e-3)))
+    quick(tmp_path, optimizer=lambda p: torch.optim.SGD(p, float(numpy.float64(1e-3))))
 
 
 @pytest.mark.parametrize(
