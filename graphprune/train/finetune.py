@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +83,7 @@ def finetune(
         raise InputError(f"epochs={epochs}, lr={lr}, clip={clip}: epochs from 0, lr and clip above 0")
     accelerator = accelerator or _accelerator()
     home = Home(module)
-    with seeded(seed) as numbers, distillation or _Nothing():
+    with seeded(seed) as numbers, ExitStack() as attached:
         chosen = _optimizer(module, distillation, optimizer, lr)
         steady = scheduler(chosen) if scheduler else None
         others = {
@@ -94,6 +95,10 @@ def finetune(
         state = State(module, chosen, Training(), accelerator.is_main_process, others)
         if resume is not None:
             state = state.load_state_dict(resume)
+        # Only now: a shrinker's state gives the module another graph, where nothing would be caught.
+        attached.enter_context(distillation or nullcontext())
+        if hasattr(distillation, "attach"):
+            distillation.attach()  # also to one that the caller entered before
         loop = _Loop(accelerator, state, numbers, loss, clip, steady, after_step, penalties, distillation)
         try:
             for epoch in range(state.epoch, epochs):
@@ -239,14 +244,6 @@ class _Loop:
             (self.accelerator._optimizers, self.optimizer),
         ):
             kept[:] = [each for each in kept if each is not mine]
-
-
-class _Nothing:
-    """Stands where there is no distillation to attach."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 _END = object()

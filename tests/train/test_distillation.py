@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 import graphprune
 from graphprune.errors import InputError
-from graphprune.train import Polynomial, Shrink, StochasticDepth, finetune
+from graphprune.train import Polynomial, Shrink, StochasticDepth, Training, finetune
 from graphprune.train.distill import (
     AttentionTransfer,
     Distillation,
@@ -608,6 +609,34 @@ def test_a_student_that_shrinks_in_the_loop_goes_on_learning() -> None:
     assert sum(p.numel() for p in student.parameters()) < before
     assert training.steps == 9
     assert "record" not in student.code
+
+
+@pytest.mark.parametrize("entered", [False, True], ids=["", "entered"])
+@pytest.mark.parametrize(
+    "term", [Hint("layer2"), AttentionTransfer(["layer1", "layer2"]), SimilarityPreserving("layer1.conv1")]
+)
+def test_a_student_that_shrank_before_a_stop_goes_on_learning(term: Term, entered: bool) -> None:
+    teacher, (x, y) = network(), batch(8)
+
+    def run(resume: Any = None) -> tuple[dict[str, Tensor], Training, list[Any]]:
+        student, saved = graphprune.trace(teacher, x).module, list[Any]()
+        optimizer = torch.optim.Adam(student.parameters(), 1e-2)
+        schedule = Polynomial(final=0.4, begin=1, end=7, frequency=2, power=1.0)
+        shrink = Shrink(student, schedule, optimizer=optimizer, ignored=("layer2.conv2", "layer2.bn2"))
+        distillation = Distillation(teacher, student, [term])
+        with distillation if entered else nullcontext():
+            training = finetune(
+                student, [(x, y)] * 3, F.cross_entropy, optimizer=optimizer, epochs=3, after_step=[shrink],
+                distillation=distillation, on_epoch=lambda s: saved.append(s.state_dict()), resume=resume,
+            )  # fmt: skip
+        return {**student.state_dict(), **distillation.state_dict()}, training, saved
+
+    whole, training, saved = run()
+    assert saved[0]["after_step"][0]["plans"]
+    again, resumed, _ = run(saved[0])
+    assert resumed == training
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
 def test_a_hint_whose_layer_shrank_says_so() -> None:
