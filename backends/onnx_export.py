@@ -37,6 +37,7 @@ from .onnx_integers import packed
 from .onnx_pooling import pool_globally
 from .onnx_precision import computable
 from .onnx_strides import stride_pooling
+from .onnx_translations import shared
 
 OPSET = 20
 
@@ -116,7 +117,8 @@ def _program(
 
 def _translate(graph: Graph, program: torch.export.ExportedProgram) -> ir.Model:
     try:
-        done = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)
+        with shared():
+            done = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)
     except OnnxExporterError as error:
         raise BackendError(_untranslatable(graph, error)) from error
     assert done is not None

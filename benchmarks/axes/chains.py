@@ -81,7 +81,6 @@ def calls(work: Callable[[], Any]) -> int:
 @contextmanager
 def own_work() -> Iterator[None]:
     """Garbage collection off, as :mod:`timeit` has it: it would finalize, and call, what others left."""
-    gc.collect()
     gc.disable()
     try:
         yield
