@@ -44,7 +44,8 @@ from graphprune.target import Target, get
 
 from .distill import Term
 from .iterative_run import Run
-from .rounds import Iterated, held
+from .rounds import Iterated
+from .saved import held
 
 
 def iterate(

@@ -22,7 +22,8 @@ from graphprune.textual import make_pass
 from .distill import Distillation, Term
 from .finetune import finetune
 from .randomness import seeded
-from .rounds import Iterated, Round, Saved
+from .rounds import Iterated, Round
+from .saved import Saved
 from .state import State
 
 _LIMIT = 512  # samples that rank positions and fit repairs

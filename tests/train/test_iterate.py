@@ -27,7 +27,8 @@ pytest.importorskip("accelerate", reason="the rounds train with it")
 
 from graphprune.train import finetune
 from graphprune.train.iterate import iterate
-from graphprune.train.rounds import Iterated, Round, Saved
+from graphprune.train.rounds import Iterated, Round
+from graphprune.train.saved import Saved
 
 from . import iterating
 from .iterating import network, run, stopping
