@@ -12,11 +12,15 @@ from dataclasses import dataclass
 
 import torch
 from graphprune.passes.affine import Refusal
+from graphprune.passes.commute import describe
 from graphprune.passes.quantize.select import Selection
+from graphprune.passes.quantize_weights.places import RECURRENT
 from graphprune.passes.repair.rows import LINEAR, Form, form, operands
 from torch import Tensor, fx
 
+from graphprune.cost import node_macs
 from graphprune.graph import Graph
+from graphprune.operands import depends_on_input
 from graphprune.pipeline import Note
 from graphprune.sparsity.patterns import Pattern
 
@@ -53,16 +57,29 @@ def weights(
     selection = Selection(graph, ignored, only)
     found: list[Weight] = []
     notes: list[Note] = []
+    named: set[str] = set()
+    whole = 0
     for node in graph.nodes:
-        if node.target not in LINEAR:
+        name = _name(graph, operands(node)[1]) if node.target in LINEAR else ""
+        if not name:
+            count, why = _left_out(node)
+            whole += count
+            if count and not selection.skipped(node):
+                notes.append(Note("refused", graph.place(node), f"stays dense: {why}"))
             continue
-        name = _name(graph, operands(node)[1])
-        if not name or any(name == other.name for other in found) or selection.skipped(node):
+        if name not in named:
+            named.add(name)
+            whole += graph.tensors[name].numel()
+        if any(name == other.name for other in found) or selection.skipped(node):
             continue
         try:
             found.append(_weight(graph, name, node, pattern))
         except Refusal as refusal:
             notes.append(Note("refused", name, f"stays dense: {refusal}"))
+    own = sum(graph.tensors[weight.name].numel() for weight in found)
+    if found and own < whole:
+        said = f"{own / whole:.1%} of the {whole:,} weights of products get a mask, the others stay dense"
+        notes.append(Note("info", "", said))
     return found, notes
 
 
@@ -134,6 +151,35 @@ def _name(graph: Graph, operand: object) -> str:
         return str(operand.target)
     names = [str(source.target) for source in operand.all_input_nodes if source.op == "get_attr"]
     return next((name for name in names if _product(graph, name) is operand), "")
+
+
+def _left_out(node: fx.Node) -> tuple[int, str]:
+    """How many weights an operator reads that can get no mask, and why."""
+    if not node_macs(node):
+        return 0, ""
+    read = [source for source in node.all_input_nodes if _is_weight(source)]
+    computed = [source for source in read if source.op != "get_attr"]
+    if node.target in RECURRENT:
+        why = "recurrent weights"
+    elif computed:
+        why = f"computed by {describe(computed[0])}; run fold-parameters first"
+    else:
+        why = f"{describe(node)} does not multiply with it as a linear layer does"
+    return sum(source.meta["val"].numel() for source in read), why
+
+
+def _is_weight(node: fx.Node) -> bool:
+    """Whether a value is a matrix or more, and of stored tensors alone."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.ndim < 2 or depends_on_input(node):
+        return False
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current.op == "get_attr":
+            return True
+        stack += current.all_input_nodes
+    return False
 
 
 def _weight(graph: Graph, name: str, node: fx.Node, pattern: Pattern) -> Weight:

@@ -259,6 +259,39 @@ def test_zeros_are_those_of_products_behind_masks_and_quantizers() -> None:
     assert dense_zeros(integers, "tvm").startswith("7")
 
 
+class Left(nn.Module):
+    """Weights that are recurrent, computed, on the left of a product, and one that is like any other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(4, 8, batch_first=True)
+        self.norm = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+        self.left, self.head = nn.Parameter(torch.randn(8, 8)), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head((self.left @ self.norm(self.gru(x)[0][:, -1]).mT).mT)
+
+
+def test_what_stays_dense_is_said() -> None:
+    graph = trace(Left(), torch.ones(2, 3, 4))
+    result = run(graph)
+    said = {note.where: note.message for note in result.notes if note.kind == "refused"}
+    assert said == {
+        "gru in module 'gru'": "stays dense: recurrent weights",
+        "linear in module 'norm'": "stays dense: computed by _weight_norm; run fold-parameters first",
+        "matmul": "stays dense: matmul does not multiply with it as a linear layer does",
+    }
+    whole = 24 * 4 + 24 * 8 + 8 * 8 + 8 * 8 + 16
+    share = f"{16 / whole:.1%} of the {whole:,} weights of products get a mask, the others stay dense"
+    assert share in [note.message for note in result.notes]
+    folded = run(run(graph, name="fold-parameters").graph)
+    assert len([note for note in folded.notes if note.kind == "refused"]) == 2
+    assert set(zeros(folded.graph)) > {"head.weight"}
+    notes = [note.message for note in run(graph, only=("head",)).notes]
+    assert not [message for message in notes if message.startswith("stays dense")]
+    assert share in notes
+
+
 def test_what_is_refused() -> None:
     _, graph = residual()
 
