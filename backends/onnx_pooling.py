@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 
 def pool_globally(model: ir.Model) -> None:
-    """Rewrite every ``ReduceMean`` over both places of ``[N, C, H, W]`` that keeps them."""
-    for node in model.graph:
-        if node.op_type != "ReduceMean" or node.domain or len(node.inputs) != 2:
+    """Rewrite every ``ReduceMean`` over both places of ``[N, C, H, W]`` that keeps them, in branches, too."""
+    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+        if node.op_type != "ReduceMean" or node.domain or len(node.inputs) != 2 or node.graph is None:
             continue
         value, axes = node.inputs
         keeps = node.attributes.get("keepdims")
@@ -26,4 +26,4 @@ def pool_globally(model: ir.Model) -> None:
         pool = ir.Node("", "GlobalAveragePool", [value], name=node.name)
         pool.outputs[0].shape, pool.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
         pool.outputs[0].name = node.outputs[0].name
-        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [pool], node.outputs, pool.outputs)
+        ir.convenience.replace_nodes_and_values(node.graph, node, [node], [pool], node.outputs, pool.outputs)

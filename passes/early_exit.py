@@ -39,7 +39,7 @@ from graphprune.graph import Graph
 from graphprune.pipeline import Context, Note, Pass, PassResult
 
 from .exit_branch import branch
-from .exit_head import HEAD, NAME, attach, find, fit
+from .exit_head import BACK, HEAD, NAME, attach, fit, place
 
 __all__ = ["EarlyExit", "ExitLoss", "attach", "branch", "fit"]
 
@@ -49,7 +49,8 @@ class EarlyExit(Pass):
     """Add an exit.
 
     Attributes:
-        at: where: a node, or a module by its path (the last value it computes).
+        at: where: a node, or a module by its path (the last value it computes); after quantization,
+            behind the quantizer of that value.
         threshold: what the exit's largest softmax has to reach, above 0 and at most 1.
         pool: how features become one vector: ``mean`` over positions, or the ``first`` token of a sequence.
         features: the dimension that holds features; by default the second, and the last of a sequence
@@ -92,19 +93,24 @@ class EarlyExit(Pass):
             both.module.eval()
             _finite(both)
         result = branch(both, self.threshold)
-        notes = [self._where(graph, result)]
+        notes = self._where(graph, result)
         if data is not None:
             notes += [_leaving(both, data.calls, self.threshold), *data.notes]
         return PassResult(result, True, tuple(notes))
 
-    def _where(self, graph: Graph, result: Graph) -> Note:
+    def _where(self, graph: Graph, result: Graph) -> list[Note]:
         whole, now = cost(result).macs, _trunk_macs(result)
-        return Note(
+        cut = place(graph, self.at)
+        changed = Note(
             "changed",
-            find(graph, self.at).name,
+            cut.name,
             f"an exit: {now:,} multiply-accumulates up to it, {whole:,} in all ({cost(graph).macs:,} "
             "before); a batch leaves when all its samples are confident",
         )
+        if cut.target is not BACK or cut.name == self.at:
+            return [changed]
+        behind = f"the cut at {self.at!r} is behind its quantizer, so that both sides start from integers"
+        return [changed, Note("info", cut.name, behind)]
 
 
 @dataclass(frozen=True)

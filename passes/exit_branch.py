@@ -8,7 +8,9 @@ The graph that returned ``(exit, final)`` returns one answer again:
 
 as ``torch.cond``, ONNX ``If``. Of a batch the rest is computed for all samples or for none, so one sample
 at a time gains most; a sample's answer is the same in any batch. What the rest reads (values of the trunk,
-weights) goes in as operands; what is not a tensor there, a symbolic size say, is computed again inside.
+weights) goes in as operands; what is not a tensor there, a symbolic size say, is computed again inside. So
+is a number that integers stand for: the integers go in, since a runtime fuses an operator only with the
+``dequantize`` of its own branch.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import fx
 
 from graphprune.errors import PassError
@@ -27,7 +30,9 @@ from graphprune.graph import Graph
 from .exit_head import NAME, outputs
 
 aten = torch.ops.aten
+qd = torch.ops.quantized_decomposed
 COND = torch.ops.higher_order.cond
+_BACK = (qd.dequantize_per_tensor.default, qd.dequantize_per_channel.default)
 
 
 def branch(graph: Graph, threshold: float) -> Graph:
@@ -103,7 +108,7 @@ def _operands(rest: Iterable[fx.Node], more: list[fx.Node]) -> list[fx.Node]:
     for node in waiting:
         if node in inside:
             continue
-        if _is_tensor(node):
+        if _is_tensor(node) and node.target not in _BACK:
             found.setdefault(_key(node), node)
         else:
             waiting.extend(node.all_input_nodes)

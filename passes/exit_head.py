@@ -26,6 +26,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 from torch import fx
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
@@ -34,11 +35,14 @@ from graphprune.errors import PassError, suggestion
 from graphprune.graph import Graph
 
 aten = torch.ops.aten
+qd = torch.ops.quantized_decomposed
 
 NAME = "early-exit"
 HEAD = "early_exit"
 POOLS = ("mean", "first")
 _PENALTY = 1e-3
+_SHOWN = 8
+_QUANTIZE, BACK = qd.quantize_per_tensor.default, qd.dequantize_per_tensor.default
 
 
 def attach(graph: Graph, at: str, *, pool: str = "mean", features: int | None = None) -> Graph:
@@ -46,7 +50,7 @@ def attach(graph: Graph, at: str, *, pool: str = "mean", features: int | None = 
 
     Args:
         graph: a classifier: one of its outputs is a tensor, ``[n, classes]``.
-        at: a node, or a module by its path: its last value.
+        at: a node, or a module by its path: its last value; behind its quantizer where it has one.
         pool: ``mean`` over all positions, or ``first`` for the first token of a sequence ``[n, tokens, d]``.
         features: the dimension that holds features; by default the second, and the last of a sequence.
 
@@ -55,7 +59,7 @@ def attach(graph: Graph, at: str, *, pool: str = "mean", features: int | None = 
     """
     work = graph.copy()
     final = logits(work)
-    cut = find(work, at)
+    cut = place(work, at)
     if final not in _behind(cut):
         raise PassError(NAME, "the output does not depend on it: it is no cut of the network", cut.name)
     value: torch.Tensor = cut.meta["val"]
@@ -140,11 +144,31 @@ def logits(graph: Graph) -> fx.Node:
     return found[0]
 
 
+def place(graph: Graph, at: str) -> fx.Node:
+    """Where the exit goes: the node of :func:`find`, or the integers that it is rounded to, read as numbers.
+
+    A runtime computes an operator in integers where it sees the quantizer of its result, and nothing else
+    reads that result.
+
+    Raises:
+        PassError: neither node nor module is there, or it is not a tensor.
+    """
+    node = find(graph, at)
+    readers = list(node.users)
+    if readers and all(reader.target is _QUANTIZE for reader in readers):
+        node = readers[0]
+    if node.target is _QUANTIZE:
+        node = next((n for n in node.users if n.target is BACK and n.args[1:] == node.args[1:]), node)
+    if not isinstance(node.meta.get("val"), torch.Tensor) or not node.meta["val"].is_floating_point():
+        raise PassError(NAME, "its value is no tensor of numbers to classify by", node.name)
+    return node
+
+
 def find(graph: Graph, at: str) -> fx.Node:
     """The node of that name, or the last one that a module computes.
 
     Raises:
-        PassError: neither is there, or it is not a tensor.
+        PassError: neither is there.
     """
     nodes = [n for n in graph.fx.nodes if n.op == "call_function"]
     named = [n for n in nodes if n.name == at]
@@ -152,12 +176,17 @@ def find(graph: Graph, at: str) -> fx.Node:
     if not named and not inside:
         paths = {str(n.meta["module"]) for n in nodes if n.meta.get("module")}
         around = {path[:i] for path in paths for i, c in enumerate(path) if c == "."}
-        known = suggestion(at, [*around, *paths, *(n.name for n in nodes)])
-        raise PassError(NAME, f"there is no node or module {at!r}{known}")
-    node = (named or inside)[-1]
-    if not isinstance(node.meta.get("val"), torch.Tensor) or not node.meta["val"].is_floating_point():
-        raise PassError(NAME, "its value is no tensor of numbers to classify by", node.name)
-    return node
+        near = suggestion(at, [*around, *paths, *(n.name for n in nodes)]) or _beside(at, {*around, *paths})
+        raise PassError(NAME, f"there is no node or module {at!r}{near}")
+    return (named or inside)[-1]
+
+
+def _beside(at: str, paths: set[str]) -> str:
+    """`` (its neighbours are …)``: modules of the same parent, since a number resembles none."""
+    parent = at.rpartition(".")[0]
+    beside = sorted(path for path in paths if path.rpartition(".")[0] == parent)
+    more = " …" if len(beside) > _SHOWN else ""
+    return f" (beside it are {', '.join(map(repr, beside[:_SHOWN]))}{more})" if beside else ""
 
 
 def _behind(cut: fx.Node) -> set[fx.Node]:

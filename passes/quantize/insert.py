@@ -33,6 +33,9 @@ qd = torch.ops.quantized_decomposed
 
 __all__ = ["UINT8", "insert", "of_range"]
 
+# What a quantizer keeps of the value that it rounds.
+_KEPT = ("stack_trace", "module", "module_type")
+
 
 def insert(
     found: Annotation,
@@ -87,6 +90,8 @@ def _behind(found: Annotation, value: fx.Node, producer: fx.Node | None, how: Pa
         small = graph.fx.call_function(qd.quantize_per_tensor.default, (made, *numbers))
     with graph.fx.inserting_after(small):
         back = graph.fx.call_function(qd.dequantize_per_tensor.default, (small, *numbers))
+    for part in (small, back):  # activations that it stands for are found by their module's path still
+        part.meta.update({key: value.meta[key] for key in _KEPT if key in value.meta})
     for reader in readers:
         by = factor(reader)
         if by is not None and reader in found.runs:

@@ -17,7 +17,7 @@ from graphprune.backend import Lowered
 from graphprune.cost import cost
 from graphprune.errors import BackendError, GraphpruneError
 from graphprune.graph import Graph
-from graphprune.pipeline import Context
+from graphprune.pipeline import LOSSLESS, Context, Pipeline
 from graphprune.registry import backends
 from graphprune.target import get
 
@@ -187,6 +187,61 @@ def test_the_original_graph_is_untouched_and_costs_count_the_branch(model: Plain
     assert [n for n in result.graph.fx.nodes if "conv" in n.name][-1].meta["module"] == "block.0"
 
 
+@pytest.fixture(scope="module")
+def quantized(model: Plain) -> Graph:
+    graph = graphprune.trace(model, images(2), dynamic_batch=True)
+    return Pipeline.parse(LOSSLESS + ",quantize").run(graph, Context(calibration=[images(32)])).graph
+
+
+@pytest.mark.parametrize(
+    ("at", "cut"),
+    [("stem.0", "stem.2"), ("stem", "stem.2"), ("block.2", "block.2"), ("conv2d_1", "block.2")],
+)
+def test_behind_quantization_a_cut_is_behind_the_quantizer(quantized: Graph, at: str, cut: str) -> None:
+    result = EarlyExit(at=at, threshold=SOME).run(quantized, Context(calibration=[images(32)]))
+    (moved,) = (note for note in result.notes if "behind its quantizer" in note.message)
+    assert repr(at) in moved.message
+    place = next(node for node in quantized.fx.nodes if node.name == moved.where)
+    assert "dequantize" in place.name
+    assert place.meta["module"] == cut
+    (decision,) = (node for node in result.graph.fx.nodes if node.target is torch.ops.higher_order.cond)
+    crossing = [v.meta["val"] for v in decision.args[3] if v.op == "call_function"]
+    assert {value.dtype for value in crossing if value.dim() == 4} == {torch.uint8}, "integers go in"
+
+
+@pytest.mark.parametrize("at", ["stem", "block.0"])
+def test_behind_quantization_answers_are_the_exits_or_the_quantized_networks(
+    quantized: Graph, at: str
+) -> None:
+    runtime, target = backends.load("onnxruntime")(), get("cpu")
+    both = fit(attach(quantized, at), [(images(256),)])
+    x = images(24, seed=3)
+
+    def answers(graph: Graph, batch: int) -> list[torch.Tensor]:
+        lowered = runtime.lower(graph, target)
+        runner = runtime.open(lowered.files, lowered.inputs, lowered.outputs, target, 1)
+        return [torch.cat(parts) for parts in zip(*(runner(part) for part in x.split(batch)), strict=True)]
+
+    early, final = answers(both, 24)
+    torch.testing.assert_close(final, answers(quantized, 24)[0])
+    threshold = float(early.softmax(1).amax(1).sort().values[10:12].mean())
+    left = early.softmax(1).amax(1) >= threshold
+    assert 0 < left.sum() < len(x)
+    for batch in (1, 7):
+        (found,) = answers(branch(both, threshold), batch)
+        torch.testing.assert_close(found, torch.where(left[:, None], early, final), atol=1e-5, rtol=1e-4)
+
+
+def test_behind_quantization_no_operator_falls_back_to_float(model: Plain) -> None:
+    """Convolutions on both sides of the cut, and one that reads a value of before it."""
+    result = graphprune.optimize(
+        model, images(2), dynamic_batch=True, calibration=[images(32)], backend="onnxruntime",
+        pipeline=LOSSLESS + ',quantize,early-exit{at="block.0" threshold=0.35}', measure=False,
+    )  # fmt: skip
+    assert result.report.audit is not None
+    assert not result.report.audit.fallbacks
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_an_exit_in_front_of_an_exit(model: Plain) -> None:
@@ -269,6 +324,8 @@ def test_a_function_trains_both_answers_and_the_network_keeps_its_names(model: P
     [
         ({"at": ""}, "needs a cut"),
         ({"at": "blok"}, "did you mean 'block'"),
+        ({"at": "block.7"}, "did you mean 'block"),
+        ({"at": "7"}, "beside it are 'block', 'head', 'late', 'stem'"),
         ({"at": "head"}, "does not depend on it"),
         ({"at": "block", "threshold": 0.0}, "above 0 and at most 1"),
         ({"at": "block", "pool": "max"}, "unknown pool 'max'"),
