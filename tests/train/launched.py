@@ -29,8 +29,14 @@ class Network(nn.Module):
         return self.fc(self.conv2(torch.tanh(self.conv1(x))).tanh().mean((2, 3)))
 
 
-def train() -> dict[str, Any]:
-    """Parameters of student and adapters, losses, scores and steps after three epochs with everything on."""
+def train(each: int = 1) -> dict[str, Any]:
+    """Parameters of student and adapters, losses, scores and steps after three epochs with everything on.
+
+    Args:
+        each: how many batches' gradients a step has.
+    """
+    from accelerate import Accelerator
+
     with torch.random.fork_rng([]):
         torch.manual_seed(1)
         student, teacher = Network(4), Network(6).eval()
@@ -47,6 +53,7 @@ def train() -> dict[str, Any]:
         student, data, F.cross_entropy, lr=1e-2, epochs=3, clip=0.5, distillation=distillation,
         penalties=[lambda: 1e-3 * student.conv1.weight.abs().sum()], evaluate=accuracy,
         scheduler=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95),
+        accelerator=Accelerator(gradient_accumulation_steps=each),
     )  # fmt: skip
     return {
         "parameters": {**student.state_dict(), **distillation.state_dict()},

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -114,6 +115,26 @@ def test_clipping_penalties_schedules_and_what_follows_a_step() -> None:
     assert mask.norms == pytest.approx(by_hand.norms, rel=1e-5)
 
 
+@pytest.mark.parametrize(("each", "steps"), [(2, 3), (4, 2), (5, 1), (9, 1)])
+def test_gradients_are_accumulated_up_to_the_last_batch(each: int, steps: int) -> None:
+    """Five batches: what is left at the end has a step of its own, in every epoch, and nothing is lost."""
+    model, data = nn.Linear(5, 3), batches(5)
+    expected = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(expected.parameters(), 0.5, momentum=0.9)
+    for _ in range(2):
+        for start in range(0, 5, each):
+            optimizer.zero_grad()
+            for x, y in data[start : start + each]:
+                (F.cross_entropy(expected(x), y) / each).backward()
+            optimizer.step()
+    training = finetune(
+        model, data, F.cross_entropy, epochs=2, accelerator=Accelerator(gradient_accumulation_steps=each),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, 0.5, momentum=0.9),
+    )  # fmt: skip
+    torch.testing.assert_close(model.state_dict(), expected.state_dict())
+    assert training.steps == 2 * steps
+
+
 @pytest.mark.parametrize(
     "inputs", [lambda x: (x, x), lambda x: {"a": x, "b": x}], ids=["positional", "keywords"]
 )
@@ -202,8 +223,9 @@ class Counting:
         self.count = state["count"]
 
 
+@pytest.mark.parametrize("each", [1, 3], ids=["", "accumulated"])
 @pytest.mark.parametrize("generator", [False, True], ids=["global", "own generator"])
-def test_a_resumed_run_ends_bit_identical(generator: bool) -> None:
+def test_a_resumed_run_ends_bit_identical(generator: bool, each: int) -> None:
     def run(resume: Any = None, until: int | None = None) -> tuple[nn.Module, Training, list[bytes]]:
         torch.manual_seed(3)
         model, data, files = network(), loader(), []
@@ -222,6 +244,7 @@ def test_a_resumed_run_ends_bit_identical(generator: bool) -> None:
                 model, data, F.cross_entropy, lr=1e-2, epochs=5, resume=resume, on_epoch=save,
                 scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20),
                 after_step=[Counting(model[4].weight)], evaluate=lambda m: float(m(torch.ones(1, 5))[0, 0]),
+                accelerator=Accelerator(gradient_accumulation_steps=each),
             )  # fmt: skip
 
         if until is None:
@@ -239,6 +262,7 @@ def test_a_resumed_run_ends_bit_identical(generator: bool) -> None:
     assert same(whole, resumed)
     assert again == training
     assert again.epochs == 5
+    assert again.steps == {1: 20, 3: 10}[each]
 
 
 def test_a_state_is_a_copy() -> None:
@@ -311,15 +335,15 @@ def test_the_optimizer_that_is_given_is_used() -> None:
 # ---- several processes -----------------------------------------------------------------------------------
 
 
-def check(found: dict[str, Any]) -> None:
+def check(found: dict[str, Any], each: int = 1) -> None:
     """What two processes found is what one finds."""
-    expected = launched.train()
+    expected = launched.train(each)
     torch.testing.assert_close(found["parameters"], expected["parameters"], rtol=1e-4, atol=1e-5)
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
     assert (found["scores"], found["steps"]) == (expected["scores"], expected["steps"])
 
 
-def _forked(rank: int, port: int, file: Path) -> None:
+def _forked(rank: int, port: int, file: Path, each: int) -> None:
     from accelerate.state import AcceleratorState, PartialState
 
     torch.set_num_threads(1)  # threads of the parent are not there
@@ -329,22 +353,23 @@ def _forked(rank: int, port: int, file: Path) -> None:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
     )  # fmt: skip
-    found = launched.train()
+    found = launched.train(each)
     torch.save({**found, "processes": PartialState().num_processes}, f"{file}.{rank}")
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("each", [1, 3], ids=["", "accumulated"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_two_forked_processes_give_what_one_gives(tmp_path: Path) -> None:
+def test_two_forked_processes_give_what_one_gives(tmp_path: Path, each: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     file = tmp_path / "found"
-    torch.multiprocessing.start_processes(_forked, (port, file), 2, start_method="fork")
+    torch.multiprocessing.start_processes(_forked, (port, file, each), 2, start_method="fork")
     for rank in range(2):
         found = torch.load(f"{file}.{rank}", weights_only=True)
         assert found["processes"] == 2
-        check(found)
+        check(found, each)
 
 
 @pytest.mark.slow
