@@ -1,8 +1,8 @@
 """The exporter's table of translations, built once a process.
 
 ``torch.onnx.export`` reads the source of some 500 translating functions at every call, which takes longer
-than the translation of a small network (0.5 s of 0.9, one core of an AMD EPYC). What it reads does not change,
-so within :func:`shared` every export starts from a copy of the first table.
+than the translation of a small network (0.5 s of 0.9, one core of an AMD EPYC). What it reads does not
+change, so within :func:`shared` every export starts from a copy of the first table.
 """
 
 from __future__ import annotations

