@@ -196,8 +196,9 @@ class Sparsify:
     def _asked(self, sparsity: float) -> Pattern:
         from graphprune.passes.prune_weights import PruneWeights
 
+        own = None if ":" in self._pattern else sparsity  # N:M says itself how much goes
         return PruneWeights(
-            sparsity=sparsity, pattern=self._pattern, scope=self._scope, importance=self._importance
+            sparsity=own, pattern=self._pattern, scope=self._scope, importance=self._importance
         ).asked()
 
     def _final(self) -> Pattern:

@@ -26,6 +26,7 @@ return (linear,)
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from .selection import chosen, corrected, scores
 PATTERN = re.compile(r"(?P<n>\d+):(?P<m>\d+)|(?P<rows>\d+)x(?P<columns>\d+)")
 SCOPES = ("local", "global")
 IMPORTANCES = ("magnitude", "gradient")
+SPARSITY = 0.5  # where neither a share nor a threshold is asked for
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,11 @@ class PruneWeights(Pass):
     """Set entries of linear and convolution weights to zero.
 
     Attributes:
-        sparsity: share of the entries (with ``RxC`` of the blocks) that becomes zero; N:M has its own.
+        sparsity: share of the entries (with ``RxC`` of the blocks) that becomes zero, half by default; N:M
+            has its own.
         pattern: ``anywhere``, ``N:M`` (of every M neighbouring inputs N stay), or ``RxC`` blocks of R
             outputs and C inputs.
-        threshold: instead of a share, entries whose score is below go; with ``anywhere`` alone.
+        threshold: instead of a share, entries whose score is below go; 0 or more, with ``anywhere`` alone.
         scope: ``local`` (the share of every weight) or ``global`` (one ranking over all weights).
         importance: ``magnitude`` or ``gradient`` (weight times gradient of ``loss``, or without one of the
             randomly projected outputs on calibration inputs).
@@ -70,7 +73,7 @@ class PruneWeights(Pass):
     exact: ClassVar[bool] = False
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
 
-    sparsity: float = 0.5
+    sparsity: float | None = None
     pattern: str = "anywhere"
     threshold: float | None = None
     scope: str = "local"
@@ -128,8 +131,17 @@ class PruneWeights(Pass):
         ):
             if value not in known:
                 raise InputError(f"{what} must be one of {', '.join(known)}, got {value!r}")
+        if self.threshold is not None and self.sparsity is not None:
+            raise InputError(
+                f"sparsity={self.sparsity} and threshold={self.threshold} both say what goes; leave one out"
+            )
+        if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold >= 0):
+            raise InputError(
+                f"threshold is what scores are compared with, finite and at least 0, got {self.threshold}"
+            )
+        sparsity = SPARSITY if self.sparsity is None else self.sparsity
         if self.pattern == "anywhere":
-            return Anywhere(self.sparsity)
+            return Anywhere(sparsity)
         parts = PATTERN.fullmatch(self.pattern)
         if parts is None:
             raise InputError(
@@ -140,8 +152,14 @@ class PruneWeights(Pass):
         if parts["n"]:
             if self.scope == "global":
                 raise InputError(f"{self.pattern} has its share in every group, so scope is local")
-            return NofM(int(parts["n"]), int(parts["m"]))
-        return Blocks(self.sparsity, int(parts["rows"]), int(parts["columns"]))
+            found = NofM(int(parts["n"]), int(parts["m"]))
+            if self.sparsity is not None and abs(self.sparsity - found.sparsity) > 1e-6:
+                raise InputError(
+                    f"{self.pattern} makes {found.sparsity:g} of the entries zero, and sparsity is "
+                    f"{self.sparsity}; leave it out, or give another pattern"
+                )
+            return found
+        return Blocks(sparsity, int(parts["rows"]), int(parts["columns"]))
 
 
 def _plain(

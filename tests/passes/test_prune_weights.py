@@ -314,7 +314,13 @@ def test_what_is_refused() -> None:
         ({"importance": "taylor"}, "importance must be"),
         ({"pattern": "2:4", "scope": "global"}, "share in every group"),
         ({"pattern": "2:4", "threshold": 0.1}, "a threshold takes single entries"),
+        ({"pattern": "2:4", "sparsity": 0.9}, r"2:4 makes 0\.5 of the entries zero, and sparsity is 0\.9"),
+        ({"threshold": float("nan")}, "finite and at least 0, got nan"),
+        ({"threshold": float("inf")}, "finite and at least 0, got inf"),
+        ({"threshold": -1}, "finite and at least 0, got -1"),
+        ({"threshold": 0.1, "sparsity": 0.5}, r"sparsity=0\.5 and threshold=0\.1 both say what goes"),
         ({"sparsity": -1.0}, "share, 0 to 1"),
+        ({"sparsity": float("nan")}, "share, 0 to 1"),
         ({"ignored": ("nothing",)}, "matches no operator"),
     ):
         with pytest.raises(InputError, match=words):
@@ -322,3 +328,4 @@ def test_what_is_refused() -> None:
     with pytest.raises(PassError, match="give a loss, or calibration"):
         run(graph, importance="gradient")
     assert not run(graph, name="strip-masks").changed
+    assert zeros(run(graph, pattern="2:4", sparsity=0.5).graph) == zeros(run(graph, pattern="2:4").graph)
