@@ -89,18 +89,24 @@ def forget(optimizer: Optimizer, parameter: Parameter, mask: Tensor) -> None:
 def refusal(optimizer: Optimizer, cuts: Sequence[Cut]) -> None:
     """Say why an optimizer's state cannot follow; nothing is changed.
 
+    The states of all its parameters are looked at: L-BFGS keeps one vector for the whole network, and keeps
+    it for the first.
+
     Raises:
-        InputError: it holds a state that is neither a number nor of the parameter's shape.
+        InputError: it holds a state that is neither a number nor of its parameter's shape.
     """
-    for cut in cuts:
-        for key, value in optimizer.state.get(cut.old, {}).items():
-            if not _follows(value, cut.old):
-                shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
-                raise InputError(
-                    f"{type(optimizer).__name__} keeps {key!r}{shape} for {cut.name!r} "
-                    f"{list(cut.old.shape)}, which cannot be cut with it; shrink between trainings, each "
-                    "with a new optimizer, or use one whose state has the parameter's shape"
-                )
+    names = {id(cut.old): repr(cut.name) for cut in cuts}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if not _follows(value, parameter):
+                    shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
+                    name = names.get(id(parameter), "a parameter that stays")
+                    raise InputError(
+                        f"{type(optimizer).__name__} keeps {key!r}{shape} for {name} {list(parameter.shape)}"
+                        ", which cannot be cut with the network; shrink between trainings, each with a new "
+                        "optimizer, or use one whose state has the parameter's shape"
+                    )
 
 
 def follow(optimizer: Optimizer, cuts: Sequence[Cut]) -> None:
@@ -116,7 +122,8 @@ def follow(optimizer: Optimizer, cuts: Sequence[Cut]) -> None:
         if "param_names" in group:
             names = zip(group["param_names"], members, strict=True)
             group["param_names"] = [name for name, p in names if p is not None]
-        group["params"] = [p for p in members if p is not None]
+        # In place: an optimizer may know the list by another name, as L-BFGS does.
+        group["params"][:] = [p for p in members if p is not None]
     for cut in cuts:
         known = optimizer.state.pop(cut.old, None)
         if known is not None and cut.new is not None:

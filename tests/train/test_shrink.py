@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -228,8 +229,30 @@ def test_finetune_drives_them_and_goes_on_after_a_stop() -> None:
         assert torch.equal(value, again.state_dict()[name]), name
 
 
-def test_a_state_that_cannot_be_cut_is_refused_before_anything_changes() -> None:
+@pytest.mark.parametrize("axis", ["stem.weight[0]", "blocks.1.conv1.weight[0]"], ids=["first", "later"])
+def test_a_state_that_cannot_be_cut_is_refused_before_anything_changes(axis: str) -> None:
+    """L-BFGS keeps everything for the first parameter, which the plan may leave alone."""
     _, module = net()
+    optimizer, closure = lbfgs(module)
+    optimizer.step(closure)
+    before = {name: (id(p), tuple(p.shape)) for name, p in module.named_parameters()}
+    plan = module.captured.plan({axis: [0]})
+    with pytest.raises(InputError, match=r"LBFGS keeps '\w+'.* for ('stem\.weight'|a parameter that stays)"):
+        remove(module, plan, optimizer)
+    assert {name: (id(p), tuple(p.shape)) for name, p in module.named_parameters()} == before
+
+
+def test_an_optimizer_that_knows_its_parameters_by_another_name_goes_on_with_the_new_ones() -> None:
+    _, module = net()
+    optimizer, closure = lbfgs(module)
+    remove(module, module.captured.plan(ratio=0.5), optimizer)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer.step(closure)
+    assert not any(torch.equal(p, before[name]) for name, p in module.named_parameters())
+
+
+def lbfgs(module: nn.Module) -> tuple[torch.optim.Optimizer, Callable[[], Tensor]]:
+    """The optimizer, and the closure that its steps take."""
     optimizer = torch.optim.LBFGS(module.parameters(), lr=0.1)
 
     def closure() -> Tensor:
@@ -238,12 +261,7 @@ def test_a_state_that_cannot_be_cut_is_refused_before_anything_changes() -> None
         loss.backward()
         return loss
 
-    optimizer.step(closure)
-    before = {name: (id(p), tuple(p.shape)) for name, p in module.named_parameters()}
-    plan = module.captured.plan({"stem.weight[0]": [0]})
-    with pytest.raises(InputError, match=r"LBFGS keeps '\w+'.* for 'stem\.weight'"):
-        remove(module, plan, optimizer)
-    assert {name: (id(p), tuple(p.shape)) for name, p in module.named_parameters()} == before
+    return optimizer, closure
 
 
 def test_a_plan_of_another_network() -> None:
