@@ -115,9 +115,11 @@ def run(
         terms.append(SoftTargets(temperature=asked.temperature))
     names = ("alpha", "macs", "params", "per_round", "epochs", "lr", "repair")
     settings = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
+    called = {name: getattr(asked, name) for name in ("data", "loss", "optimizer", "distil")}
     optimizer = None if asked.optimizer is None else load_object(asked.optimizer, base)
     return iterate(
         model, example_inputs, data, load_object(asked.loss, base), example_kwargs=example_kwargs,
         optimizer=optimizer, distil=terms, pruning=asked.pruning, progress=say,
+        names={f"[iterate] {name}": text for name, text in called.items() if text is not None},
         directory=None if asked.directory is None else base / asked.directory, **settings, **options,
     )  # fmt: skip

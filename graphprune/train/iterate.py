@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphprune.calibration import replayed
 from graphprune.errors import InputError
 from graphprune.frontend.capture import capture
 from graphprune.graph import Graph
@@ -72,6 +73,7 @@ def iterate(
     dynamic_batch: bool = True,
     directory: str | Path | None = None,
     seed: int = 0,
+    names: Mapping[str, str] = MappingProxyType({}),
     progress: Callable[[str], None] | None = None,
 ) -> Iterated:
     """Prune to a budget in rounds with training between them; the model itself is never changed.
@@ -98,8 +100,10 @@ def iterate(
         target: whose alignment widths keep.
         dynamic_batch: keep the batch size open, which data with a smaller last batch asks for.
         directory: where the state goes, after pruning and after each epoch. With the state of a run of the
-            same settings in it, that run goes on; of a finished one, its result is returned.
+            same settings in it, that run goes on; of a finished one, its result is returned. What is
+            compared of callables and data is in :mod:`graphprune.train.identity`.
         seed: of everything random.
+        names: what a recipe calls data, loss and the other objects: further settings that a state is of.
         progress: called with a line of text as each stage starts.
 
     Raises:
@@ -112,8 +116,8 @@ def iterate(
     place = None if directory is None else Path(directory)
     run = Run(
         start, _budgets(start, asked, per_round), asked, data, loss, per_round, epochs, lr, optimizer, distil,
-        alpha, evaluate, calibration, {**pruning, "importance": importance}, repair, get(target), seed, place,
-        progress or (lambda line: None),
+        alpha, evaluate, replayed(calibration), {**pruning, "importance": importance}, repair, get(target),
+        seed, names, place, progress or (lambda line: None),
     )  # fmt: skip
     with held(place):
         return run.all()

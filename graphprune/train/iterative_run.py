@@ -12,15 +12,16 @@ import torch
 from torch import nn
 
 from graphprune.cost import cost
-from graphprune.errors import InputError
 from graphprune.graph import Graph
 from graphprune.pipeline import Context
 from graphprune.plans.plan import Plan
 from graphprune.target import Target
 from graphprune.textual import make_pass
 
+from .batches import pair
 from .distill import Distillation, Term
 from .finetune import finetune
+from .iterative_settings import compare, settings
 from .randomness import seeded
 from .rounds import Iterated, Round
 from .saved import Saved
@@ -38,6 +39,7 @@ class Run:
         budgets: of every round, absolute.
         asked: the caller's budgets.
         pruning: options of ``prune-channels``.
+        names: what a recipe calls the objects, compared as they are.
         directory: where the state goes, or ``None``.
         say: called with a line of text as each stage starts.
     """
@@ -59,28 +61,23 @@ class Run:
     repair: bool
     target: Target
     seed: int
+    names: Mapping[str, str]
     directory: Path | None
     say: Callable[[str], None]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What a state must have been written with for this run to go on from it; and on what machine."""
-        return {
-            "network": self.start.fingerprint(), "budgets": dict(self.asked), "per_round": self.per_round,
-            "epochs": self.epochs, "lr": self.lr, "alpha": self.alpha, "repair": self.repair,
-            "seed": self.seed, "target": self.target.name, "distil": [repr(term) for term in self.distil],
-            "optimizer": "AdamW" if self.optimizer is None else "the caller's",
-            "pruning": {name: "the caller's" if callable(v) else repr(v) for name, v in self.pruning.items()},
-            "torch": str(torch.__version__), "threads": torch.get_num_threads(),
-        }  # fmt: skip
+        """See :mod:`graphprune.train.iterative_settings`."""
+        return settings(self)
 
     def all(self) -> Iterated:
         """Every round that is not done yet."""
         saved = Saved.read(self.directory)
+        mine = self.settings  # what cannot be run is said before anything is
         notes: list[str] = []
         if saved is None:
             whole = cost(self.start)
-            saved = Saved(self.settings, (whole.macs, whole.parameters, self._score(self.start.module)))
+            saved = Saved(mine, (whole.macs, whole.parameters, self._score(self.start.module)))
         else:
             notes = self._same_run(saved)
         structure, graph = self.start, self.start
@@ -116,7 +113,8 @@ class Run:
         self._reseed(number)
         with seeded(self._seed(number)) as numbers:
             numbers.epoch(-1, process=0)
-            context = Context(self.target, self.calibration or self._inputs(), seed=self._seed(number))
+            calibration = _Inputs(self.data) if self.calibration is None else self.calibration
+            context = Context(self.target, calibration, seed=self._seed(number))
             options = {"limit": _LIMIT, **self.pruning, **self.budgets[number - 1]}
             result = make_pass("prune-channels", options).run(graph, context)
             if not result.changed:
@@ -160,10 +158,6 @@ class Run:
         saved.write(self.directory)
         return saved
 
-    def _inputs(self) -> Iterable[Any]:
-        """The inputs of the training data, without targets."""
-        return _Inputs(self.data)
-
     def _score(self, module: nn.Module) -> float | None:
         if self.evaluate is None:
             return None
@@ -186,31 +180,12 @@ class Run:
         Raises:
             InputError: it is of a run with other settings.
         """
-        machine = ("torch", "threads")
-        theirs, mine = saved.settings, self.settings
-        other = [name for name in mine if name not in machine and theirs.get(name) != mine[name]]
-        if other:
-            name = other[0]
-            what = (
-                "another network"
-                if name == "network"
-                else f"{name}={theirs.get(name)!r}, and this run has {mine[name]!r}"
-            )
-            raise InputError(
-                f"{self.directory} holds the state of a run of {what}; give another directory, or remove it"
-            )
+        changed = compare(saved.settings, self.settings, self.directory)
         epoch = len(saved.training["losses"]) if saved.training is not None else 0
         where = (
             f"round {saved.current.number}, epoch {epoch}" if saved.current else f"round {len(saved.done)}"
         )
-        notes = [f"went on after {where}"]
-        notes += [
-            f"{name} was {theirs[name]} before and is {mine[name]}: the last bits may differ from a run "
-            "that was not stopped"
-            for name in machine
-            if theirs.get(name) != mine[name]
-        ]
-        return notes
+        return [f"went on after {where}", *changed]
 
 
 class _Inputs:
@@ -220,7 +195,7 @@ class _Inputs:
         self._data = data
 
     def __iter__(self) -> Iterator[Any]:
-        return (inputs for inputs, _ in self._data)
+        return (pair(batch, number)[0] for number, batch in enumerate(self._data))
 
 
 def _filled(structure: Graph, values: Mapping[str, torch.Tensor]) -> Graph:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="seed=5, and this run has 6"):
         run(tmp_path, seed=6)
     with pytest.raises(InputError, match="another network"):
-        iterate(nn.Linear(4, 2), torch.zeros(2, 4), [], F.mse_loss, params=0.5, directory=tmp_path)
+        iterate(nn.Linear(4, 2), torch.zeros(2, 4), teach(), F.mse_loss, params=0.5, directory=tmp_path)
 
 
 def begun(directory: Path, through: int = 2, **options: Any) -> bytes:
@@ -211,6 +212,78 @@ SMALL: dict[str, Any] = {
     "model": perceptron(), "example_inputs": torch.zeros(2, 4), "data": teach(), "loss": F.mse_loss,
     "params": 0.6, "per_round": 0.25, "epochs": 1, "lr": 1e-3,
 }  # fmt: skip
+
+
+def other_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.mse_loss(outputs, targets)
+
+
+def sgd(parameters: list[nn.Parameter], lr: float = 1e-2) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({}, {"data": teach()[:2]}, "data=3 in all, .* and this run has 2 in all, "),
+        ({}, {"data": [(x, y + 1) for x, y in teach()]}, r"data=3 in all, the first float32\[8, 4\], "),
+        ({}, {"loss": other_loss}, "loss=functional.mse_loss, and this run has test_iterate.other_loss"),
+        ({}, {"calibration": [x for x, _ in teach()]}, "calibration=None, and this run has 3 in all"),
+        ({}, {"evaluate": lambda m: 0.0}, "evaluate=None, and this run has test_iterate.<lambda>"),
+        ({}, {"optimizer": sgd}, r"lr=0.001, and this run has None"),
+        ({"optimizer": sgd}, {"optimizer": torch.optim.SGD}, r"sgd.SGD\(lr=0.01\), .* sgd.SGD\(\)"),
+        ({"optimizer": sgd}, {"optimizer": torch.optim.Adam}, r"=sgd.SGD\(lr=0.01\), .* adam.Adam\(\)"),
+        ({"optimizer": sgd}, {"optimizer": partial(sgd, lr=0.1)}, r"SGD\(lr=0.01\), .* sgd.SGD\(lr=0.1\)"),
+        ({}, {"names": {"[iterate] data": "a:b"}}, r"\[iterate\] data=None, and this run has 'a:b'"),
+    ],
+)
+def test_what_differs_from_the_run_before_is_named(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any], message: str
+) -> None:
+    begun(tmp_path, **before)
+    with pytest.raises(InputError, match=f"{message}.*; give another directory, or remove it"):
+        quick(tmp_path, **after)
+    assert any("went on" in note for note in quick(tmp_path, **before).notes)
+
+
+def test_the_same_run_goes_on_with_objects_made_anew(tmp_path: Path) -> None:
+    """Lambdas, partials, objects and shuffled data have another address each time."""
+
+    class Count:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return F.mse_loss(outputs, targets)
+
+    def options(loss: Count) -> dict[str, Any]:
+        pairs = torch.utils.data.TensorDataset(*(torch.cat(each) for each in zip(*teach(), strict=True)))
+        return {
+            "loss": loss,
+            "data": torch.utils.data.DataLoader(
+                pairs, batch_size=7, shuffle=True, generator=torch.Generator().manual_seed(loss.calls)
+            ),
+            "optimizer": partial(torch.optim.SGD, lr=1e-2),
+            "evaluate": partial(lambda factor, module: factor * float(module.training), 2.0),
+            "calibration": (x for x, _ in teach()),
+        }
+
+    loss = Count()
+    begun(tmp_path, 3, **options(loss))
+    assert loss.calls
+    torch.manual_seed(loss.calls)
+    assert same(quick(tmp_path, **options(loss)), quick(**options(Count())))
+
+
+def test_looking_at_the_data_leaves_generators_as_they_were() -> None:
+    data = iterating.Shuffled()
+    state, own = torch.get_rng_state(), data.generator.get_state()
+    quick(
+        data=data, model=network(), example_inputs=torch.zeros(2, 1, 6, 6), loss=F.cross_entropy, params=1.0
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(data.generator.get_state(), own)
 
 
 def test_a_damaged_state_is_refused_by_name(tmp_path: Path) -> None:
@@ -320,3 +393,8 @@ def test_a_recipe_does_the_same_and_builds_what_comes_out(whole: Iterated, tmp_p
     artifact = graphprune.load(tmp_path / "build")
     x = torch.randn(1, 1, 6, 6)
     torch.testing.assert_close(artifact(x), whole.module(x).detach(), atol=1e-4, rtol=1e-3)
+    text = RECIPE.replace('loss = "iterate_nets:loss"', 'loss = "iterate_nets:nn.functional.cross_entropy"')
+    (tmp_path / "graphprune.toml").write_text(text)
+    again = CliRunner().invoke(app, ["optimize", "--recipe", str(tmp_path / "graphprune.toml")])
+    assert again.exit_code == 3
+    assert "[iterate] loss='iterate_nets:loss', and this run has" in " ".join(again.stderr.split())
