@@ -28,6 +28,7 @@ from graphprune.errors import InputError, MissingExtraError
 from .loop import Loop
 from .optimizer_state import require_held
 from .randomness import seeded
+from .resuming import beginning
 from .state import Home, State, Training
 
 
@@ -69,14 +70,16 @@ def finetune(
         evaluate: scores the network (eval mode, no gradients) after every epoch.
         seed: of everything random: order and augmentation of the data, dropout.
         on_epoch: called with a :class:`State` after every epoch, in every process; to save, to report.
-        resume: a ``State.state_dict()`` to go on from, with the other arguments as they were.
+        resume: a ``State.state_dict()`` to go on from, with the other arguments as they were (``epochs`` and
+            ``clip`` may change).
         accelerator: an ``accelerate.Accelerator`` with settings of your own (mixed precision; accumulation,
             where an epoch's last batch always has a step).
 
     Raises:
         MissingExtraError: accelerate is not installed.
         InputError: the data is empty or no pairs, an argument is out of range, or the optimizer trains
-            another network than the module; one that trains a part of it (a head) is fine.
+            another network than the module; one that trains a part of it (a head) is fine. Or ``resume`` is
+            no state, or of a run with other arguments; nothing was loaded.
         GraphpruneError: the loss became infinite or not a number.
     """
     if epochs < 0 or not lr > 0 or (clip is not None and not clip > 0):
@@ -92,7 +95,8 @@ def finetune(
             "distillation": distillation,
             "generator": getattr(data, "generator", None),
         }
-        state = State(module, chosen, Training(), accelerator.is_main_process, others)
+        run = beginning(module, chosen, seed, lr if optimizer is None else None, others)
+        state = State(module, chosen, Training(), accelerator.is_main_process, others, run)
         if resume is not None:
             state = state.load_state_dict(resume)
         # Only now: a shrinker's state gives the module another graph, where nothing would be caught.

@@ -13,6 +13,8 @@ from torch import nn
 from graphprune.errors import InputError
 from graphprune.module import TracedModule
 
+from .resuming import FORMAT, require_same
+
 
 @dataclass(frozen=True)
 class Training:
@@ -50,6 +52,7 @@ class State:
     training: Training
     main: bool = True
     _others: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    _run: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def epoch(self) -> int:
@@ -65,6 +68,8 @@ class State:
         training = self.training
         return copy.deepcopy(
             {
+                "format": FORMAT,
+                "run": dict(self._run),
                 "module": self.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "losses": list(training.losses),
@@ -75,7 +80,12 @@ class State:
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> State:
-        """Put a saved state back into the objects of this one; returns it with the saved figures."""
+        """Put a saved state back into the objects of this one; returns it with the saved figures.
+
+        Raises:
+            InputError: it is no state, or of a run that began otherwise; nothing was loaded.
+        """
+        require_same(state, self._run)
         # First what may make the module smaller: its shapes and those of the optimizer follow.
         for name, value in self._others.items():
             _restore(value, copy.deepcopy(state[name]), name)
@@ -120,8 +130,6 @@ def _states(value: Any) -> Any:
 
 def _restore(value: Any, state: Any, name: str) -> None:
     if isinstance(value, list):
-        if len(value) != len(state):
-            raise InputError(f"{name}: {len(value)} objects given, the saved run had {len(state)}")
         for index, (each, saved) in enumerate(zip(value, state, strict=True)):
             _restore(each, saved, f"{name}[{index}]")
     elif state is None:

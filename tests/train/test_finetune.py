@@ -35,8 +35,10 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def network() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+def network(width: int = 16) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(5, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 3)
+    )
 
 
 def batches(count: int = 4, size: int = 8) -> Batches:
@@ -275,13 +277,35 @@ def test_a_state_is_a_copy() -> None:
     assert [len(state["losses"]) for state in states] == [1, 2]
 
 
-def test_a_state_of_another_run_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"seed": 1}, "seed = 0, and this one with 1"),
+        ({"lr": 1e-2}, r"lr = 0\.0001, and this one with 0\.01"),
+        (
+            {"after_step": [Counting(torch.zeros(3, 1))]},
+            r"after_step = \[\], and this one with \['Counting'\]",
+        ),
+        ({"scheduler": lambda o: torch.optim.lr_scheduler.StepLR(o, 1)}, "scheduler = None, .* 'StepLR'"),
+        ({"optimizer": torch.optim.SGD}, "optimizer = 'AdamW', and this one with 'SGD'"),
+        (
+            {"optimizer": lambda p: torch.optim.AdamW(p[::-1], 1e-4)},
+            r"of the optimizer\[0\]\[0\] = '0\.weight', .* '4\.bias'",
+        ),
+        ({"width": 12}, r"module 0\.weight = \[16, 5\], and this one with \[12, 5\]"),
+        ({"resume": "run.pt"}, r"torch\.load\('run\.pt', .*, and got str 'run\.pt'"),
+        ({"resume": {"a": 1}}, r"state\.state_dict\(\) gave, .*, and got a mapping with 'a'"),
+        ({"resume": network().state_dict()}, r"and got a mapping with '0\.weight'"),
+    ],
+)
+def test_a_state_of_another_run_is_refused_before_it_is_loaded(other: dict[str, Any], message: str) -> None:
     states: list[dict[str, Any]] = []
     finetune(network(), batches(), F.cross_entropy, on_epoch=lambda s: states.append(s.state_dict()))
-    with pytest.raises(InputError, match="after_step: 1 objects given, the saved run had 0"):
-        finetune(
-            network(), batches(), F.cross_entropy, resume=states[0], after_step=[Counting(torch.zeros(3, 1))]
-        )
+    model = network(other.pop("width", 16))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=message):
+        finetune(model, batches(), F.cross_entropy, **{"resume": states[0], "epochs": 2, **other})
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
 # ---- what it leaves behind -------------------------------------------------------------------------------
