@@ -126,21 +126,30 @@ class Sparsify:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Parameter name → its mask of ones and zeros, the module's buffer."""
-        return {name: self.module.get_buffer(f"{name}_mask") for name in self._names}
+        """Parameter name → its mask of ones and zeros, the module's buffer; those that are still there."""
+        buffers = dict(self.module.named_buffers())
+        return {name: buffers[f"{name}_mask"] for name in self._names if f"{name}_mask" in buffers}
 
     @property
     def sparsity(self) -> float:
-        """The share of the entries of all weights with a mask that is zero."""
-        masks = self.masks.values()
-        return 1 - sum(float(m.sum(dtype=torch.float64)) for m in masks) / sum(m.numel() for m in masks)
+        """The share of the entries of all weights with a mask that is zero; after :meth:`strip` of those
+        that had one, which training may have filled."""
+        parameters = dict(self.module.named_parameters())
+        kept = self.masks or {name: parameters[name] != 0 for name in self._names if name in parameters}
+        entries = sum(each.numel() for each in kept.values())
+        return 1 - sum(float(each.sum(dtype=torch.float64)) for each in kept.values()) / max(entries, 1)
 
     def step(self) -> None:
         """After ``optimizer.step()``: prune if the step is due.
 
         Raises:
-            InputError: gradients decide, and a weight has none.
+            InputError: gradients decide, and a weight has none; or the masks are gone (:meth:`strip`).
         """
+        if not self.masks:
+            raise InputError(
+                "the masks were stripped, so that nothing holds the zeros; step before strip(), and make a "
+                "new Sparsify to go on"
+            )
         self.steps += 1
         if self._importance == "gradient":
             self._gather()
@@ -150,11 +159,16 @@ class Sparsify:
             self._hold()
 
     def strip(self) -> None:
-        """Make the zeros permanent: masks go, weights stay the same parameters. Training may fill them."""
+        """Make the zeros permanent: masks go, weights stay the same parameters. Training may fill them.
+
+        A second time does nothing.
+        """
         from graphprune.passes.strip_masks import StripMasks
 
         from ..pipeline import Context
 
+        if not self.masks:
+            return
         self._hold()
         graph = self.module.captured
         result = StripMasks().run(graph, Context()).graph
@@ -262,7 +276,7 @@ class Sparsify:
 
     @torch.no_grad()
     def _gather(self) -> None:
-        for name in self._names:
+        for name in self.masks:
             slope = self.module.get_parameter(name).grad
             if slope is None:
                 raise InputError(

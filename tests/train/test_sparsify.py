@@ -207,7 +207,13 @@ def test_strip_makes_zeros_permanent_and_keeps_the_parameters() -> None:
     assert all(weights(module)[name] is before[name] for name in before)
     torch.testing.assert_close(module(data), wanted)
     assert all(round(0.75 * w.numel()) == int((w == 0).sum()) for w in before.values())
+    assert sparsify.masks == {}
+    assert sparsify.sparsity == pytest.approx(0.75, abs=0.01)
+    sparsify.strip()  # once more is nothing more
+    with pytest.raises(InputError, match=r"masks were stripped, .* a new Sparsify"):
+        sparsify.step()
     train(module, optimizer, batches(1))  # and it trains on
+    assert sparsify.sparsity < 0.1
 
 
 def test_the_graph_of_the_module_has_the_masks_too() -> None:
