@@ -14,6 +14,7 @@ from .plans.candidates import RESOURCES
 from .plans.plan import CostModel, Plan
 from .plans.schedule import shares
 from .precision import suffix
+from .sparsity.zeros import empty_by_masks
 from .textual import make_pass
 
 
@@ -68,9 +69,13 @@ class Pruning:
                 )
             self._no_rounds("a pipeline of your own")
             return Pipeline.parse(given) if isinstance(given, str) else given
+        lossless = LOSSLESS
+        if graph is not None and empty_by_masks(graph):  # folded in, they leave channels that are dead
+            lossless += ",remove-dead-channels"
+        lossless = f"{lossless},{last}" if last else lossless
         if not asked:
             self._no_rounds("no budget")
-            return Pipeline.parse(f"{LOSSLESS},{last}" if last else LOSSLESS)
+            return Pipeline.parse(lossless)
         if "latency" in asked and self.steps > 1:
             raise InputError(
                 "a latency budget is reached in one step; for several give macs, params or bytes"
@@ -86,7 +91,7 @@ class Pruning:
                 passes.append(make_pass("repair", {}))
             if self.callback is not None:
                 passes.append(make_pass("train", {"function": self.callback, "step": number}))
-        return Pipeline((*passes, *Pipeline.parse(f"{LOSSLESS},{last}" if last else LOSSLESS)))
+        return Pipeline((*passes, *Pipeline.parse(lossless)))
 
     def _no_rounds(self, why: str) -> None:
         if self.steps > 1 or self.callback is not None:

@@ -43,11 +43,14 @@ def test_n_of_m_counts_in_every_group(rows: int, columns: int, n: int, more: int
 edges = st.integers(1, 4)
 
 
-@given(rows=sizes, columns=sizes, height=edges, width=edges, share=st.floats(0, 1), seed=seeds)
-def test_blocks_go_whole(rows: int, columns: int, height: int, width: int, share: float, seed: int) -> None:
+@given(rows=sizes, columns=sizes, height=edges, width=edges | st.none(), share=st.floats(0, 1), seed=seeds)
+def test_blocks_go_whole(
+    rows: int, columns: int, height: int, width: int | None, share: float, seed: int
+) -> None:
     scores = matrix(rows, columns, seed)
     pattern = Blocks(share, height, width)
     keep = pattern.mask(scores)
+    width = width or columns
     kept, gone = [], []
     for r in range(0, rows, height):
         for c in range(0, columns, width):
@@ -67,6 +70,7 @@ def test_blocks_go_whole(rows: int, columns: int, height: int, width: int, share
         (lambda: NofM(0, 4), "1 <= N < M"),
         (lambda: Blocks(0.5, 0, 4), "at least one row"),
         (lambda: Blocks(-0.1, 1, 4), "share, 0 to 1"),
+        (lambda: Blocks(0.5, 0, None), "at least one row"),
     ],
 )
 def test_what_is_no_pattern(make, words) -> None:

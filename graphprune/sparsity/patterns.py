@@ -104,40 +104,44 @@ class Blocks:
 
     Attributes:
         sparsity: share of the blocks that becomes zero, 0 to 1.
-        rows, columns: of a block.
+        rows, columns: of a block; columns ``None`` are all there are, so that whole outputs go.
     """
 
     sparsity: float
     rows: int
-    columns: int
+    columns: int | None
 
     def __post_init__(self) -> None:
         _check_share(self.sparsity)
-        if self.rows < 1 or self.columns < 1:
+        if self.rows < 1 or (self.columns is not None and self.columns < 1):
             raise InputError(f"a block has at least one row and column, got {self.rows} × {self.columns}")
 
     def mask(self, scores: Tensor) -> Tensor:
         """See :class:`Pattern`."""
-        rows, columns = scores.shape
         means = self.means(scores)
         keep = _without_lowest(means.reshape(-1), round(self.sparsity * means.numel())).reshape(means.shape)
-        whole = keep.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
+        return self.spread(keep, *scores.shape)
+
+    def spread(self, keep: Tensor, rows: int, columns: int) -> Tensor:
+        """From what stays of the blocks to what stays of a matrix's entries."""
+        whole = keep.repeat_interleave(self.rows, 0).repeat_interleave(self.columns or columns, 1)
         return whole[:rows, :columns]
 
     def means(self, scores: Tensor) -> Tensor:
         """The mean score of every block, ``[rows of blocks, columns of blocks]``."""
         rows, columns = scores.shape
-        pads = (0, -columns % self.columns, 0, -rows % self.rows)
-        shape = ((rows + pads[3]) // self.rows, self.rows, (columns + pads[1]) // self.columns, self.columns)
+        width = self.columns or columns
+        pads = (0, -columns % width, 0, -rows % self.rows)
+        shape = ((rows + pads[3]) // self.rows, self.rows, (columns + pads[1]) // width, width)
         sums = functional.pad(scores, pads).reshape(shape).sum((1, 3))
         counts = functional.pad(torch.ones_like(scores), pads).reshape(shape).sum((1, 3))
         return sums / counts
 
     def refusal(self, rows: int, columns: int) -> str:
         """A matrix smaller than a block has none."""
-        if rows >= self.rows and columns >= self.columns:
+        if rows >= self.rows and columns >= (self.columns or 1):
             return ""
-        return f"it is {rows} × {columns}, smaller than a block of {self.rows} × {self.columns}"
+        return f"it is {rows} × {columns}, smaller than a block of {self.rows} × {self.columns or columns}"
 
 
 def mask_among(pattern: Pattern, scores: Tensor, there: Tensor) -> Tensor:

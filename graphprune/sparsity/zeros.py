@@ -55,6 +55,18 @@ def dense_zeros(graph: Graph, backend: str) -> str:
     )
 
 
+def empty_by_masks(graph: Graph) -> bool:
+    """Whether a mask leaves an output or input of a weight without any entry: a channel that may go."""
+    for node in graph.find(aten.linear.default, *CONVOLUTIONS, *PRODUCTS):
+        for source in node.all_input_nodes:
+            found = _nonzero(graph, source) if source.target is aten.mul.Tensor else None
+            if found is None or found[1].ndim < 2:
+                continue
+            if not all(bool(found[1].transpose(0, dim).flatten(1).any(1).all()) for dim in (0, 1)):
+                return True
+    return False
+
+
 def _nonzero(graph: Graph, node: fx.Node) -> tuple[str, Tensor] | None:
     """The name of the parameter behind a constant operand, and where that operand is not zero."""
     if node.op == "get_attr":

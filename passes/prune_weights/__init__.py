@@ -9,7 +9,7 @@ before it give (:mod:`graphprune.sparsity.compensation`, after Frantar and Alist
 Every pruned weight is multiplied with its mask in the graph, so that training moves what stays and never
 brings back what went. ``fold-parameters`` multiplies masks in for deployment, ``strip-masks`` does so and
 leaves the rest trainable. Zeros make no runtime here faster by themselves: the file compresses better, and
-rows of zeros are what ``remove-dead-channels`` takes out.
+outputs that are zero as a whole (``1x*``) are what ``remove-dead-channels`` takes out.
 
 >>> import torch, graphprune
 >>> from graphprune.pipeline import Context
@@ -43,7 +43,7 @@ from graphprune.sparsity.patterns import Anywhere, Blocks, NofM, Pattern, mask_a
 from .masks import Weight, masked, there_of, value_of, weights
 from .selection import chosen, corrected, scores
 
-PATTERN = re.compile(r"(?P<n>\d+):(?P<m>\d+)|(?P<rows>\d+)x(?P<columns>\d+)")
+PATTERN = re.compile(r"(?P<n>\d+):(?P<m>\d+)|(?P<rows>\d+)x(?P<columns>\d+|\*)")
 SCOPES = ("local", "global")
 IMPORTANCES = ("magnitude", "gradient")
 SPARSITY = 0.5  # where neither a share nor a threshold is asked for
@@ -57,7 +57,7 @@ class PruneWeights(Pass):
         sparsity: share of the entries (with ``RxC`` of the blocks) that becomes zero, half by default; N:M
             has its own.
         pattern: ``anywhere``, ``N:M`` (of every M neighbouring inputs N stay), or ``RxC`` blocks of R
-            outputs and C inputs.
+            outputs and C inputs; ``1x*`` takes whole outputs.
         threshold: instead of a share, entries whose score is below go; 0 or more, with ``anywhere`` alone.
         scope: ``local`` (the share of every weight) or ``global`` (one ranking over all weights).
         importance: ``magnitude`` or ``gradient`` (weight times gradient of ``loss``, or without one of the
@@ -114,9 +114,16 @@ class PruneWeights(Pass):
             why = "without calibration inputs" if calls is None else "correct=false"
             said.append(Note("info", "", f"{why} entries are set to zero and no other changes"))
         result = masked(graph, values)
-        for name, (_, mask) in values.items():
-            share = 1 - float(mask.double().mean())
-            notes.append(Note("changed", name, f"{share:.1%} of {mask.numel():,} entries are zero"))
+        for weight in found:
+            mask = weight.matrix(values[weight.name][1])
+            share, empty = 1 - float(mask.double().mean()), int((~mask.any(1)).sum())
+            whole = (
+                f"; {empty:,} of {len(mask):,} outputs have no other: strip-masks,remove-dead-channels takes "
+                "out what can go of them" if empty else ""
+            )  # fmt: skip
+            notes.append(
+                Note("changed", weight.name, f"{share:.1%} of {mask.numel():,} entries are zero{whole}")
+            )
         return PassResult(result, True, (*notes, *said))
 
     def asked(self) -> Pattern:
@@ -145,7 +152,7 @@ class PruneWeights(Pass):
         parts = PATTERN.fullmatch(self.pattern)
         if parts is None:
             raise InputError(
-                f"pattern must be anywhere, N:M as in 2:4, or RxC as in 4x4, got {self.pattern!r}"
+                f"pattern must be anywhere, N:M as in 2:4, or RxC as in 4x4 or 1x*, got {self.pattern!r}"
             )
         if self.threshold is not None:
             raise InputError(f"a threshold takes single entries, and pattern is {self.pattern!r}")
@@ -159,7 +166,8 @@ class PruneWeights(Pass):
                     f"{self.sparsity}; leave it out, or give another pattern"
                 )
             return found
-        return Blocks(sparsity, int(parts["rows"]), int(parts["columns"]))
+        columns = None if parts["columns"] == "*" else int(parts["columns"])
+        return Blocks(sparsity, int(parts["rows"]), columns)
 
 
 def _plain(

@@ -62,9 +62,7 @@ def chosen(
     for (name, unit), own in zip(units.items(), keep.split([u.numel() for u in units.values()]), strict=True):
         mask = own.reshape(unit.shape)
         if isinstance(pattern, Blocks):
-            rows, columns = ranked[name].shape
-            mask = mask.repeat_interleave(pattern.rows, 0).repeat_interleave(pattern.columns, 1)
-            mask = mask[:rows, :columns]
+            mask = pattern.spread(mask, *ranked[name].shape)
         masks[name] = mask
     return masks
 

@@ -218,6 +218,52 @@ def test_blocks_of_rows_leave_dead_channels_behind() -> None:
     torch.testing.assert_close(small(x), done(x))
 
 
+class Rows(nn.Module):
+    """Convolutions, a linear and one more, whose outputs may go, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 12, 3, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 20), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(20, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_whole_outputs_of_every_layer(scope: str) -> None:
+    torch.manual_seed(0)
+    graph = trace(Rows().eval(), DATA[0])
+    result = run(graph, DATA, sparsity=0.5, pattern="1x*", scope=scope, ignored=("head",))
+    masks = [result.graph.tensors[f"body.{n}.weight_mask"].flatten(1) for n in (0, 2, 6)]
+    assert all(((mask == 0).all(1) | (mask == 1).all(1)).all() for mask in masks)
+    gone = [int((mask == 0).all(1).sum()) for mask in masks]
+    assert sum(gone) == 24
+    assert scope == "global" or gone == [8, 6, 10]
+    said = {note.where: note.message for note in result.notes if note.kind == "changed"}
+    for name, mask, count in zip(("0", "2", "6"), masks, gone, strict=True):
+        words = f"{count} of {len(mask)} outputs have no other: strip-masks,remove-dead-channels"
+        assert (words in said[f"body.{name}.weight"]) == (count > 0)
+
+
+def test_outputs_that_masks_emptied_go_with_the_lossless_passes() -> None:
+    torch.manual_seed(0)
+    model = Rows().eval()
+    model.body[0].bias.data.zero_()  # behind padding, a constant that is not 0 stays
+    graph = trace(model, DATA[0])
+    done = run(graph, sparsity=0.5, pattern="1x*", ignored=("head",)).graph
+    result = graphprune.optimize(done.module, DATA[0], backend="onnxruntime", measure=False)
+    shapes = [list(t.shape) for t in result.graph.parameters.values() if t.ndim > 1]
+    assert sorted(shapes) == [[4, 10], [6, 8, 3, 3], [8, 3, 3, 3], [10, 24]]
+    torch.testing.assert_close(result(DATA[0]), done(DATA[0]), atol=1e-5, rtol=1e-4)
+    other = run(graph, sparsity=0.5, ignored=("head",)).graph
+    plain = graphprune.optimize(other.module, DATA[0], backend="onnxruntime", measure=False)
+    assert "remove-dead-channels" not in str([one.text for one in plain.report.passes])
+
+
 def test_end_to_end_and_smaller_when_packed(tmp_path: Any) -> None:
     import gzip
 
