@@ -564,6 +564,20 @@ def test_values_out_of_range() -> None:
         Hint("x", weight=-1)
 
 
+@pytest.mark.parametrize("layers", [4.0, [4.0], [("layer1", 2)], [("layer1", "layer2", "layer3")], None])
+def test_layers_are_names(layers: Any) -> None:
+    with pytest.raises(InputError, match=r"soft-targets: layers are names.* SoftTargets\(temperature=4\.0\)"):
+        SoftTargets(layers)
+    with pytest.raises(TypeError, match="positional"):
+        SoftTargets("fc", 4.0)  # type: ignore[misc]
+
+
+def test_terms_are_a_list_of_them() -> None:
+    for terms in (SoftTargets(), ["layer1"]):
+        with pytest.raises(InputError, match=r"a list of them, as in \[SoftTargets\(\)\]"):
+            Distillation(network(), network(), terms)  # type: ignore[arg-type]
+
+
 def test_teacher_and_student_are_two() -> None:
     model = network()
     with pytest.raises(InputError, match=r"copy\.deepcopy"):

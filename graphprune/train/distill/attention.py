@@ -16,7 +16,7 @@ True
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
@@ -41,6 +41,7 @@ class AttentionTransfer(Term):
 
     name: ClassVar[str] = "attention-transfer"
 
+    _: KW_ONLY
     weight: float = 1.0
     power: float = 2.0
     channels: int | None = None

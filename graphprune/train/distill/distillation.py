@@ -64,6 +64,8 @@ class Distillation:
             raise InputError("teacher and student are one module; pass copy.deepcopy of it as the teacher")
         if not terms:
             raise InputError("a distillation needs terms, as in [SoftTargets(), AttentionTransfer('layer1')]")
+        if isinstance(terms, Term) or not all(isinstance(term, Term) for term in terms):
+            raise InputError(f"terms is a list of them, as in [SoftTargets()], got {terms!r:.80}")
         if alpha is None:
             alpha = 0.5 if any(isinstance(term, SoftTargets) for term in terms) else 0.0
         if not 0 <= alpha <= 1:

@@ -16,7 +16,7 @@ Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class Hint(Term):
 
     name: ClassVar[str] = "hint"
 
+    _: KW_ONLY
     channels: int | None = None
 
     def adapter(self, teacher: Tensor, student: Tensor) -> nn.Module:

@@ -19,7 +19,7 @@ True
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
@@ -37,6 +37,7 @@ class RelationalDistance(Term):
 
     name: ClassVar[str] = "relational-distance"
 
+    _: KW_ONLY
     weight: float = 25.0
 
     def value(self, teacher: Tensor, student: Tensor, adapter: nn.Module | None) -> Tensor:
@@ -53,6 +54,7 @@ class RelationalAngle(Term):
 
     name: ClassVar[str] = "relational-angle"
 
+    _: KW_ONLY
     weight: float = 50.0
 
     def value(self, teacher: Tensor, student: Tensor, adapter: nn.Module | None) -> Tensor:
@@ -69,6 +71,7 @@ class SimilarityPreserving(Term):
 
     name: ClassVar[str] = "similarity-preserving"
 
+    _: KW_ONLY
     weight: float = 3000.0
 
     def value(self, teacher: Tensor, student: Tensor, adapter: nn.Module | None) -> Tensor:

@@ -16,7 +16,7 @@ there), so that its part beside the labels' loss does not depend on the temperat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class SoftTargets(Term):
     name: ClassVar[str] = "soft-targets"
 
     layers: Layer | Sequence[Layer] = ""
+    _: KW_ONLY
     temperature: float = 4.0
     classes: int | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -17,20 +17,34 @@ Layer = str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Term(ABC):
-    """One way in which a student should resemble its teacher.
+    """One way in which a student should resemble its teacher; all but the layers by keyword.
 
     Attributes:
         layers: a name for both networks, or a pair (teacher's name, student's name); see
             :mod:`graphprune.train.distill.taps` for what a name means. One alone needs no tuple.
         weight: what the term's value is multiplied with in the loss.
+
+    Raises:
+        InputError: layers are no names, or the weight is below 0.
     """
 
     name: ClassVar[str]
 
     layers: Layer | Sequence[Layer] = ()
+    _: KW_ONLY
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        layers = (self.layers,) if isinstance(self.layers, str) else self.layers
+        for each in layers if isinstance(layers, Sequence) else (layers,):
+            pair = (
+                isinstance(each, (tuple, list)) and len(each) == 2 and all(isinstance(n, str) for n in each)
+            )
+            if not isinstance(each, str) and not pair:
+                raise InputError(
+                    f"{self.name}: layers are names, or pairs (teacher's, student's) of them, got {each!r}; "
+                    "everything else is given by keyword, as in SoftTargets(temperature=4.0)"
+                )
         if not self.weight >= 0:
             raise InputError(f"{self.name}: weight must be at least 0, got {self.weight}")
 
