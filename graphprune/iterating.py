@@ -9,13 +9,14 @@ Data, loss, optimizer and terms of a distillation are Python objects, named as c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RecipeError, suggestion
+from .errors import InputError, RecipeError, suggestion
 from .frontend.sources import load_object
+from .textual import make_pass
 
 if TYPE_CHECKING:
     from .train.rounds import Iterated
@@ -31,10 +32,10 @@ class Iterating:
         optimizer: of a function from a list of parameters to an optimizer.
         distil: of a list of terms (:mod:`graphprune.train.distill`).
         temperature: of soft targets of the original; they are a term where this is given.
-        alpha: share of the soft targets in the loss.
-        macs, params, per_round, epochs, lr, repair: as there.
+        alpha: share of the soft targets in the loss; needs ``temperature`` or ``distil``.
+        macs, params, per_round, epochs, lr, clip, repair: as there.
         directory: where the state goes.
-        pruning: a table of options of ``prune-channels``.
+        pruning: a table of options of ``prune-channels`` but budgets.
     """
 
     data: str
@@ -48,6 +49,7 @@ class Iterating:
     per_round: float | None = None
     epochs: int | None = None
     lr: float | None = None
+    clip: float | None = None
     repair: bool | None = None
     directory: str | None = None
     pruning: Mapping[str, Any] = field(default_factory=dict)
@@ -57,7 +59,7 @@ _TEXTS = ("data", "loss", "optimizer", "distil", "directory")
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(_TEXTS, ((str,), "a text")),
     **dict.fromkeys(
-        ("temperature", "alpha", "macs", "params", "per_round", "lr"), ((int, float), "a number")
+        ("temperature", "alpha", "macs", "params", "per_round", "lr", "clip"), ((int, float), "a number")
     ),
     "epochs": ((int,), "a whole number"),
     "repair": ((bool,), "true or false"),
@@ -69,7 +71,7 @@ def parse(table: Any, name: str) -> Iterating:
     """The table as read from TOML; ``name`` is what errors call the recipe.
 
     Raises:
-        RecipeError: a key is unknown or missing, or a value is of the wrong kind.
+        RecipeError: a key is unknown, missing or without effect, or a value is of the wrong kind.
     """
     if not isinstance(table, Mapping):
         raise RecipeError(f"{name}: iterate must be a table, [iterate]")
@@ -89,7 +91,16 @@ def parse(table: Any, name: str) -> Iterating:
     missing = [key for key in ("data", "loss") if key not in values]
     if missing:
         raise RecipeError(f"{name}: [iterate] needs {' and '.join(missing)}, each as module:attribute")
+    if "alpha" in values and "temperature" not in values and "distil" not in values:
+        raise RecipeError(
+            f"{name}: alpha in [iterate] is a share of soft targets, and there are none; give temperature as "
+            "well"
+        )
     values["pruning"] = {key.replace("-", "_"): v for key, v in values.get("pruning", {}).items()}
+    try:
+        make_pass("prune-channels", values["pruning"])
+    except RecipeError as error:
+        raise RecipeError(f"{name}: [iterate.pruning]: {error}") from error
     return Iterating(**values)
 
 
@@ -103,6 +114,10 @@ def run(
         base: what it is relative to.
         say: called with a line of text as each stage starts.
         options: further ones of :func:`graphprune.train.iterate`.
+
+    Raises:
+        SourceError: something is not where the table says.
+        InputError: see there.
     """
     from .train.distill import SoftTargets
     from .train.iterate import iterate
@@ -110,10 +125,13 @@ def run(
     data = load_object(asked.data, base)
     data = data() if callable(data) else data
     terms = [] if asked.distil is None else load_object(asked.distil, base)
-    terms = [*(terms() if callable(terms) else terms)]
+    terms = terms() if callable(terms) else terms
+    if not isinstance(terms, Sequence):
+        raise InputError(f"distil in [iterate], {asked.distil}, must be a list of terms, not {terms!r}")
+    terms = [*terms]
     if asked.temperature is not None:
         terms.append(SoftTargets(temperature=asked.temperature))
-    names = ("alpha", "macs", "params", "per_round", "epochs", "lr", "repair")
+    names = ("alpha", "macs", "params", "per_round", "epochs", "lr", "clip", "repair")
     settings = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
     called = {name: getattr(asked, name) for name in ("data", "loss", "optimizer", "distil")}
     optimizer = None if asked.optimizer is None else load_object(asked.optimizer, base)

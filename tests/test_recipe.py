@@ -56,6 +56,7 @@ params = 100
 per-round = 0.05
 epochs = 3
 lr = 0.001
+clip = 2
 repair = false
 directory = "state"
 
@@ -84,7 +85,7 @@ def test_the_table_of_rounds() -> None:
     assert table == Iterating(
         data="training:batches", loss="training:loss", optimizer="training:optimizer",
         distil="training:terms", temperature=4, alpha=0.9, macs=0.5, params=100, per_round=0.05, epochs=3,
-        lr=0.001, repair=False, directory="state", pruning={"align": 4},
+        lr=0.001, clip=2, repair=False, directory="state", pruning={"align": 4},
     )  # fmt: skip
     assert all(getattr(table, f.name) is not None for f in fields(Iterating))
 
@@ -95,6 +96,11 @@ def test_the_table_of_rounds() -> None:
         ("iterate = 3", "must be a table"),
         ('[iterate]\nloss = "a:b"', r"\[iterate\] needs data"),
         (ITERATE.replace("per-round", "per-rund"), "did you mean 'per-round'"),
+        (ITERATE.replace("align = 4", "alignn = 4"), r"\[iterate.pruning\]: .*did you mean 'align'"),
+        (
+            ITERATE.replace("temperature = 4\n", "").replace('distil = "training:terms"\n', ""),
+            "there are none; give temperature as well",
+        ),
         (ITERATE.replace("epochs = 3", "epochs = 3.5"), "epochs in .* must be a whole number"),
         (ITERATE.replace("repair = false", "repair = 0"), "repair in .* must be true or false"),
         *((f"{name} = 0.5{ITERATE}", "has the budget") for name in ("macs", "params", "bytes")),

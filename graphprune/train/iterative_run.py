@@ -52,6 +52,7 @@ class Run:
     per_round: float
     epochs: int
     lr: float
+    clip: float | None
     optimizer: Any
     distil: Sequence[Term]
     alpha: float | None
@@ -74,6 +75,7 @@ class Run:
         """Every round that is not done yet."""
         saved = Saved.read(self.directory)
         mine = self.settings  # what cannot be run is said before anything is
+        self._distillation(_own(self.start).module, 0)
         notes: list[str] = []
         if saved is None:
             whole = cost(self.start)
@@ -138,15 +140,10 @@ class Run:
             at = Saved(self.settings, saved.before, saved.done, current, saved.tensors, state.state_dict())
             at.write(self.directory)
 
-        distillation = None
-        if self.distil:
-            teacher = _filled(self.start, self.start.tensors).module
-            distillation = Distillation(
-                teacher, module, self.distil, alpha=self.alpha, seed=self._seed(current.number)
-            )
         training = finetune(
             module, self.data, self.loss, optimizer=self.optimizer, epochs=self.epochs, lr=self.lr,
-            distillation=distillation, evaluate=self.evaluate, seed=self._seed(current.number),
+            clip=self.clip, distillation=self._distillation(module, current.number),
+            evaluate=self.evaluate, seed=self._seed(current.number),
             on_epoch=keep, resume=saved.training,
         )  # fmt: skip
         through = Round(
@@ -157,6 +154,17 @@ class Run:
         saved = Saved(self.settings, saved.before, (*saved.done, through), None, tensors)
         saved.write(self.directory)
         return saved
+
+    def _distillation(self, student: nn.Module, number: int) -> Distillation | None:
+        """The original as a round's teacher.
+
+        Raises:
+            InputError: a layer of a term is unknown, or ``alpha`` is no share.
+        """
+        if not self.distil:
+            return None
+        teacher = _own(self.start).module
+        return Distillation(teacher, student, self.distil, alpha=self.alpha, seed=self._seed(number))
 
     def _score(self, module: nn.Module) -> float | None:
         if self.evaluate is None:
@@ -196,6 +204,11 @@ class _Inputs:
 
     def __iter__(self) -> Iterator[Any]:
         return (pair(batch, number)[0] for number, batch in enumerate(self._data))
+
+
+def _own(graph: Graph) -> Graph:
+    """A copy with tensors of its own."""
+    return _filled(graph, graph.tensors)
 
 
 def _filled(structure: Graph, values: Mapping[str, torch.Tensor]) -> Graph:

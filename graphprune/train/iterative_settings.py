@@ -33,9 +33,9 @@ def settings(run: Run) -> dict[str, Any]:
     compared = {
         **run.names,
         "budgets": run.asked, "per_round": run.per_round, "epochs": run.epochs,
-        "lr": run.lr if run.optimizer is None else None, "alpha": run.alpha, "repair": run.repair,
-        "seed": run.seed, "distil": run.distil, "pruning": run.pruning, "loss": run.loss,
-        "evaluate": run.evaluate,
+        "lr": run.lr if run.optimizer is None else None, "clip": run.clip, "alpha": run.alpha,
+        "repair": run.repair, "seed": run.seed, "distil": run.distil, "pruning": run.pruning,
+        "loss": run.loss, "evaluate": run.evaluate,
     }  # fmt: skip
     target = run.target
     return {
@@ -111,6 +111,10 @@ def _first(values: Any, name: str, what: str, seed: int) -> Any:
     Raises:
         InputError: there is none.
     """
+    if isinstance(values, (torch.Tensor, str, bytes, Mapping)):
+        raise InputError(
+            f"{name} is a single {type(values).__name__}; it must be an iterable of {what}: put it in a list"
+        )
     if not hasattr(values, "__iter__") and not hasattr(values, "__getitem__"):
         raise InputError(f"{name} must be an iterable of {what}, not {values!r}")
     generator = getattr(values, "generator", None)

@@ -8,11 +8,13 @@ weight would be another network that nobody notices. The file is replaced in one
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import os
 import pickle
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -167,20 +169,29 @@ def held(directory: Path | None) -> Iterator[None]:
     """Keep a directory to this process, and remove what killed writes left in it.
 
     Raises:
-        InputError: another process runs in it.
+        InputError: it cannot be written, or another process runs in it.
     """
     if directory is None:
         yield
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / LOCK, "ab") as lock:
-        if fcntl is not None:
-            try:
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(directory / LOCK, "ab"))
+            if not os.access(directory, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"another process runs in {directory}; wait for it, or give another directory"
-                ) from None
-            for left in directory.glob(".*.partial-*"):
-                left.unlink(missing_ok=True)
+                for name in (FILE, TABLE):
+                    for left in directory.glob(f".{name}.partial-*"):
+                        left.unlink(missing_ok=True)
+        except BlockingIOError:
+            raise InputError(
+                f"another process runs in {directory}; wait for it, or give another directory"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"the state of the run cannot be kept in {directory}: {error.strerror or error}; give a "
+                "directory that can be written"
+            ) from error
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -21,12 +22,12 @@ from torch.nn import functional as F
 
 import graphprune
 from graphprune.cost import cost
-from graphprune.errors import InputError
+from graphprune.errors import GraphpruneError, InputError
 from graphprune.pipeline import Context, Pipeline
 
 pytest.importorskip("accelerate", reason="the rounds train with it")
 
-from graphprune.train import finetune
+from graphprune.train import AttentionTransfer, SoftTargets, finetune
 from graphprune.train.iterate import iterate
 from graphprune.train.rounds import Iterated, Round
 from graphprune.train.saved import Saved
@@ -324,13 +325,58 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
     [
         ({}, "give a budget"),
         ({"params": 0.5, "per_round": 1.0}, "per_round"),
+        ({"params": 0.5, "per_round": "0.1"}, "per_round"),
         ({"params": 0.5, "epochs": -1}, "epochs"),
         ({"params": 0.5, "optimizer": torch.optim.SGD([torch.zeros(1)], 0.1)}, "pass a function"),
+        ({"params": 0.5, "optimizer": lambda p: None}, "optimizer made a NoneType"),
+        ({"params": 0.5, "optimizer": 1e-3}, "optimizer must be a function, not 0.001"),
+        ({"params": 0.5, "loss": None}, "loss must be a function, not None"),
+        *(({"params": 0.5, "lr": lr}, "lr must be a number above 0") for lr in (0, -1e-3, math.nan, "1e-3")),
+        ({"params": 0.5, "clip": 0.0}, "clip must be a number above 0"),
+        ({"params": 0.5, "seed": 0.5}, "seed must be a whole number"),
+        ({"params": 0.5, "alpha": 0.5}, "alpha=0.5 is a share of soft targets, and there are none"),
+        ({"params": 0.5, "distil": [SoftTargets()], "alpha": 1.5}, "alpha must be from 0 to 1"),
+        ({"params": 0.5, "distil": SoftTargets()}, "distil must be a list of terms"),
+        ({"params": 0.5, "distil": [AttentionTransfer("conv9")]}, "neither a module nor a node 'conv9'"),
+        ({"params": 0.5, "pruning": {"alignn": 1}}, "did you mean 'align'"),
+        ({"params": 0.5, "pruning": {"macs": 0.5}}, "pruning holds the budget macs"),
+        ({"params": 0.5, "pruning": {"importance": "l1"}, "importance": "l2"}, "importance is given twice"),
+        ({"params": 0.5, "data": []}, r"data holds no \(inputs, targets\) batches"),
+        ({"params": 0.5, "data": iter([])}, "data can be read once only"),
+        ({"params": 0.5, "data": None}, r"data must be an iterable of \(inputs, targets\) batches, not None"),
+        ({"params": 0.5, "data": [torch.zeros(2, 4)]}, "batch 0 of the training data is no"),
+        ({"params": 0.5, "calibration": []}, "calibration holds no inputs"),
+        ({"params": 0.5, "calibration": torch.zeros(2, 4)}, "calibration is a single Tensor"),
+        ({"params": 0.5, "directory": __file__}, "cannot be kept in .*: File exists; give a directory"),
+        ({"params": 0.5, "directory": f"{__file__}/x"}, "cannot be kept in .*: Not a directory; give"),
+        ({"params": 0.5, "directory": "/proc/x"}, "cannot be kept in .*; give a directory"),
     ],
 )
 def test_what_cannot_be_is_said(options: dict[str, Any], message: str) -> None:
+    """Before anything is pruned or trained."""
+    said: list[str] = []
     with pytest.raises(InputError, match=message):
-        iterate(nn.Linear(4, 2), torch.zeros(2, 4), [], F.mse_loss, **options)
+        iterate(**{**SMALL, "params": None, "progress": said.append, **options})
+    assert said == []
+
+
+def test_data_that_nobody_reads_may_be_empty() -> None:
+    result = quick(data=[], epochs=0, calibration=[x for x, _ in teach()])
+    assert [r.losses for r in result.rounds] == [(), ()]
+
+
+def test_gradients_are_clipped_where_asked_for() -> None:
+    """What the error about a loss that is no number advises."""
+    with pytest.raises(GraphpruneError, match="give clip="):
+        quick(loss=lambda outputs, targets: outputs.sum() * math.nan)
+    free, held = quick(optimizer=sgd), quick(optimizer=sgd, clip=1e-6)
+    assert held.rounds[-1].losses[-1] > free.rounds[-1].losses[-1]
+
+
+def test_an_importance_among_the_options_of_pruning_is_the_one() -> None:
+    by_weight = quick(importance="l1")
+    assert same(quick(pruning={"importance": "l1"}), by_weight)
+    assert not same(quick(), by_weight)
 
 
 def test_one_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
