@@ -109,3 +109,10 @@ def placed(provider: str, target: Target) -> str:
     if wanted not in ort.get_available_providers():
         return f"on {provider}: this onnxruntime has no {wanted}"
     return f"on {provider}: {wanted} has no kernel for it"
+
+
+def foreign(target: Target) -> str:
+    """That what runs here tells little of a target that is not this host, or empty."""
+    if target.runs_here:
+        return ""
+    return f"these are the operators of this host; a {target.arch} host may fuse and place them otherwise"

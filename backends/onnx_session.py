@@ -30,7 +30,8 @@ _ERROR = 3
 _NEWER = re.compile(r"Unsupported model IR version: \d+|Opset \d+(?= is)")
 
 # What numpy has no type for goes through DLPack.
-_VIEWED = {torch.bfloat16: (torch.uint16, 16)}
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+_VIEWED = {torch.bfloat16: (torch.uint16, _BFLOAT16)}
 
 
 def options(threads: int | None = None) -> ort.SessionOptions:
@@ -95,6 +96,32 @@ def _refused(error: Exception) -> str:
             "upgrade onnxruntime, or build the artifact again"
         )
     return f"ONNX Runtime does not open the model: {reason}"
+
+
+def run_on_zeros(opened: ort.InferenceSession, given: Mapping[str, bool] | None = None) -> str:
+    """Run on zeros, symbolic sizes 1; a note when the model does not run on them.
+
+    Args:
+        opened: the session.
+        given: values of inputs, by name, that are not to be zeros.
+    """
+    feed = {}
+    for value in opened.get_inputs():
+        shape = [size if isinstance(size, int) else 1 for size in value.shape]
+        kind = value.type.removeprefix("tensor(").removesuffix(")")
+        if kind == "bfloat16":
+            bits = np.zeros(shape, np.uint16)
+            feed[value.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
+        else:
+            dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
+            numbers = np.full(shape, (given or {}).get(value.name, 0), dtype)
+            feed[value.name] = ort.OrtValue.ortvalue_from_numpy(numbers)
+    try:
+        opened.run_with_ort_values([o.name for o in opened.get_outputs()], feed)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        return f"the model does not run on zeros, so multiply-accumulates are not counted: {reason}"
+    return ""
 
 
 class OnnxRunner:

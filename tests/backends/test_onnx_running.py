@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import graphlib
+import re
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 import torch
+from graphprune.backends import onnx_sides
+from graphprune.backends.onnx_assigned import assigned
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -201,3 +207,109 @@ def test_audit_tells_int8_from_what_fell_back():
     (conv,) = [row for row in loose.rows if "Conv" in row.operator]
     assert conv.precision == "float32"
     assert "did not fuse" in conv.reason
+
+
+DECIDING = """
+<ir_version: 10, opset_import: ["": 20]>
+deciding (float[1, 4] x, float[2, 2] s) => (float[1, 4] y)
+<float[4, 4] w = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}, float[4, 6] v = {VALUES},
+ float[6, 4] u = {VALUES}, float zero = {0.0}>
+{
+    total = ReduceSum <keepdims = 0> (x)
+    c = Greater (total, zero)
+    y = If (c) <
+        then_branch = easy () => (float[1, 4] a) { [product] a = MatMul (x, w) },
+        else_branch = hard () => (float[1, 4] b) {
+            [first] h = MatMul (x, v)
+            d = Less (total, zero)
+            b = If (d) <
+                then_branch = harder () => (float[1, 4] p) {
+                    [second] g = MatMul (h, u) [scaled] p = Mul (g, x)
+                },
+                else_branch = other () => (float[1, 4] q) {
+                    [small] r = MatMul (s, s) [mean] t = ReduceMean <keepdims = 0> (r) [away] q = Add (x, t)
+                }
+            >
+        }
+    >
+}
+""".replace("VALUES", ", ".join(["0.5"] * 24))
+
+
+def deciding() -> Lowered:
+    """A decision in a side of a decision; zeros take the innermost side with the smallest product."""
+    model = onnx.parser.parse_model(DECIDING)
+    onnx.checker.check_model(model)
+    inputs = TensorSpec("x", (1, 4), "float32"), TensorSpec("s", (2, 2), "float32")
+    files = {"model.onnx": model.SerializeToString()}
+    return Lowered("onnxruntime", files, inputs, (TensorSpec("y", (1, 4), "float32"),))
+
+
+@pytest.mark.parametrize("way", ["optimised", "assigned"])
+def test_of_decisions_both_sides_are_listed_and_the_dearer_one_counts(way):
+    made, target = deciding(), get("cpu")
+    audit = BACKEND.audit(made, target) if way == "optimised" else assigned(made, target)
+    products = {row.name: row for row in audit.rows if "MatMul" in row.operator}
+    assert {name: row.macs for name, row in products.items()} == {
+        "product": 0,  # 16, and the other side has 48
+        "first": 4 * 6,
+        "second": 6 * 4,
+        "small": 0,  # 8
+    }
+    assert {row.precision for row in products.values()} == {"float32"}
+    assert audit.counts["If"] == 2
+    assert "And" not in audit.counts
+    assert any("two sides of an If" in note for note in audit.notes)
+
+
+def test_every_side_of_every_decision_runs():
+    content, runs = onnx_sides.steered(deciding().files["model.onnx"])
+    onnx.checker.check_model(onnx.load_from_string(content))
+    assert runs == [
+        {"graphprune_side_0": True},
+        {"graphprune_side_0": False, "graphprune_side_1": True},
+        {"graphprune_side_0": False, "graphprune_side_1": False},
+    ]
+    opened = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    x, s = np.ones((1, 4), np.float32), np.full((2, 2), 3.0, np.float32)
+    given = {"x": x, "s": s, "graphprune_side_1": np.array(True)}
+    found = [
+        opened.run(None, given | {name: np.array(value) for name, value in run.items()})[0].tolist()
+        for run in runs
+    ]
+    assert found == [[[1.0] * 4], [[2 * 6 * 0.5] * 4], [[19.0] * 4]]
+
+
+def test_an_operator_in_a_side_that_reads_numbers_from_outside_fell_back():
+    """Integers that are made numbers outside: ONNX Runtime does not fuse what stands in two graphs."""
+    inner = quantized(True)
+    model = onnx.load_from_string(inner.files["model.onnx"])
+    nodes = list(model.graph.node)
+    value = helper.make_tensor_value_info
+    nodes[-1].output[0] = "inside"
+    taken = helper.make_graph(nodes[2:], "taken", [], [value("inside", TensorProto.FLOAT, [1, 8, 4, 4])])
+    other = helper.make_graph(
+        [helper.make_node("Conv", ["xf", "float_weight"], ["other"], name="other")],
+        "other", [], [value("other", TensorProto.FLOAT, [1, 8, 4, 4])],
+    )  # fmt: skip
+    weight = numpy_helper.from_array(np.ones((8, 4, 3, 3), np.float32), "float_weight")
+    model.graph.initializer.append(weight)
+    del model.graph.node[2:]
+    model.graph.input.append(value("flag", TensorProto.BOOL, []))
+    model.graph.node.append(
+        helper.make_node("If", ["flag"], ["y"], then_branch=taken, else_branch=other, name="decision")
+    )
+    onnx.checker.check_model(model)
+    inputs = (*inner.inputs, TensorSpec("flag", (), "bool"))
+    made = dataclasses.replace(inner, files={"model.onnx": model.SerializeToString()}, inputs=inputs)
+    (fallen,) = [row for row in BACKEND.audit(made, get("cpu")).rows if row.fell_back]
+    assert fallen.name == "conv"
+    assert "did not fuse" in fallen.reason
+
+
+def test_its_modules_read_one_another_in_one_direction():
+    found = re.compile(r"^ *from (?:\.|graphprune\.backends\.)(onnx\w+) import", re.MULTILINE)
+    folder = Path(onnx_sides.__file__).parent
+    imports = {path.stem: found.findall(path.read_text()) for path in folder.glob("onnx*.py")}
+    assert "onnx_assigned" in imports["onnx_audit"]
+    assert [*graphlib.TopologicalSorter(imports).static_order()][-1] == "onnxruntime"

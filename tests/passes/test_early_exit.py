@@ -232,14 +232,29 @@ def test_behind_quantization_answers_are_the_exits_or_the_quantized_networks(
         torch.testing.assert_close(found, torch.where(left[:, None], early, final), atol=1e-5, rtol=1e-4)
 
 
-def test_behind_quantization_no_operator_falls_back_to_float(model: Plain) -> None:
-    """Convolutions on both sides of the cut, and one that reads a value of before it."""
+def test_behind_quantization_all_but_the_head_is_in_integers(model: Plain) -> None:
+    """Convolutions on both sides of the cut, one of which reads a value of before it."""
     result = graphprune.optimize(
         model, images(2), dynamic_batch=True, calibration=[images(32)], backend="onnxruntime",
         pipeline=LOSSLESS + ',quantize,early-exit{at="block.0" threshold=0.35}', measure=False,
     )  # fmt: skip
     assert result.report.audit is not None
     assert not result.report.audit.fallbacks
+    assert f"{result.report.audit.integers:.0%}" == "100%"
+    head = 8 * 5
+    audit = result.deployment.audit()
+    one = result.report.final.macs // 2
+    assert audit.macs == {"int8": one - head, "float32": head}
+    assert audit.counts["QLinearConv"] == 3
+
+
+def test_the_audit_has_the_branchs_operators(both: Graph, lowered: Lowered) -> None:
+    audit = backends.load("onnxruntime")().audit(lowered, get("cpu"))
+    convolutions = [row for row in audit.rows if "Conv" in row.operator]
+    assert len(convolutions) == 3
+    assert all(row.macs and row.precision == "float32" for row in convolutions)
+    assert sum(audit.macs.values()) * 2 >= cost(branch(both, SOME)).macs, "of one image, captured with two"
+    assert any("two sides of an If" in note for note in audit.notes)
 
 
 @pytest.mark.slow
@@ -261,6 +276,8 @@ def test_an_exit_in_front_of_an_exit(model: Plain) -> None:
         torch.testing.assert_close(graph.run(x)[0], early if sure else behind)
         torch.testing.assert_close(runner(x)[0], early if sure else behind, atol=1e-4, rtol=1e-3)
     assert {sure for sure, _ in ways} == {True, False}
+    rows = runtime.audit(lowered, target).rows
+    assert all(row.macs for row in rows if "Conv" in row.operator), "of both exits, whichever zeros take"
 
 
 @pytest.mark.parametrize(("pool", "index"), [("mean", None), ("first", 0)])
