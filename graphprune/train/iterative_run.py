@@ -82,6 +82,7 @@ class Run:
             saved = Saved(mine, (whole.macs, whole.parameters, self._score(self.start.module)))
         else:
             notes = self._same_run(saved)
+            saved.write_table(self.directory)
         structure, graph = self.start, self.start
         for plan in saved.plans:
             structure = structure.apply(plan)
@@ -191,7 +192,9 @@ class Run:
         changed = compare(saved.settings, self.settings, self.directory)
         epoch = len(saved.training["losses"]) if saved.training is not None else 0
         where = (
-            f"round {saved.current.number}, epoch {epoch}" if saved.current else f"round {len(saved.done)}"
+            f"round {saved.current.number}, epoch {epoch}"
+            if saved.current
+            else f"round {saved.done[-1].number}"
         )
         return [f"went on after {where}", *changed]
 

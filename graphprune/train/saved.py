@@ -24,7 +24,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from graphprune import atomic
-from graphprune.errors import InputError
+from graphprune.errors import GraphpruneError, InputError
 from graphprune.plans.plan import Plan
 
 from .rounds import Round, table
@@ -70,6 +70,7 @@ class Saved:
 
         Raises:
             InputError: it holds what could not be read again.
+            GraphpruneError: the disk is full or failed; what was written last stands.
         """
         if directory is None:
             return
@@ -86,8 +87,16 @@ class Saved:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         payload = buffer.getbuffer()
-        atomic.write_file(directory / FILE, b"".join((HEADER, _digest(payload), b"\n", payload)))
-        atomic.write_file(directory / TABLE, f"{table(self.done, self.before)}\n".encode())
+        _replace(directory / FILE, b"".join((HEADER, _digest(payload), b"\n", payload)))
+        self.write_table(directory)
+
+    def write_table(self, directory: Path | None) -> None:
+        """Make the table that of this state, where it is not: a run may be killed between the two files."""
+        if directory is None:
+            return
+        path, text = directory / TABLE, f"{table(self.done, self.before)}\n".encode()
+        if not path.exists() or path.read_bytes() != text:
+            _replace(path, text)
 
     @staticmethod
     def read(directory: Path | None) -> Saved | None:
@@ -118,6 +127,16 @@ class Saved:
                 f"{path} is not the state of an iterative run that this version reads ({reason}); give "
                 "another directory, or remove the file to start again"
             ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    try:
+        atomic.write_file(path, content)
+    except OSError as error:
+        raise GraphpruneError(
+            f"cannot write {path}: {error.strerror or error}; the state that was written last stands: make "
+            "room, and the same call goes on from it"
+        ) from error
 
 
 def _readable(content: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import random
@@ -358,6 +359,41 @@ def test_what_cannot_be_is_said(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         iterate(**{**SMALL, "params": None, "progress": said.append, **options})
     assert said == []
+
+
+def test_a_full_disk_leaves_the_state_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, written = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal written
+        written += 1
+        if written > 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    words = "cannot write .*: No space left on device; the state that was written last stands: make room"
+    with pytest.raises(GraphpruneError, match=words):
+        quick(tmp_path)
+    state = (tmp_path / "state.pt").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "rounds.md", "state.pt"]
+    with pytest.raises(GraphpruneError, match=words):
+        quick(tmp_path)
+    assert (tmp_path / "state.pt").read_bytes() == state
+    monkeypatch.undo()
+    again = quick(tmp_path)
+    assert same(again, quick())
+    assert any("went on after round 1" in note for note in again.notes)
+
+
+def test_what_a_killed_run_left_is_put_right(tmp_path: Path) -> None:
+    done = quick(tmp_path)
+    (tmp_path / "rounds.md").write_text("of a round before")
+    (tmp_path / f".state.pt.partial-{0:032x}").write_bytes(b"half")
+    (tmp_path / f".build.partial-{0:032x}").mkdir()
+    assert same(quick(tmp_path), done)
+    assert (tmp_path / "rounds.md").read_text().strip() == str(done)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [f".build.partial-{0:032x}"], "another's"
 
 
 def test_data_that_nobody_reads_may_be_empty() -> None:
