@@ -59,6 +59,8 @@ def audit(lowered: Lowered, target: Target) -> Audit:
     if lost:
         names = ", ".join(product.name for product in lost)
         notes.append(f"not found in the graph that runs, so neither counted nor judged: {names}")
+    if any(_said(op, "layerType") == "If" for op in work.values()):
+        notes.append("OpenVINO does not show what it runs in the sides of an If: neither counted nor judged")
     if not target.runs_here:
         notes.append(
             f"these are the operators of this host; a {target.arch} host may fuse and place them otherwise"

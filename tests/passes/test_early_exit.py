@@ -248,6 +248,27 @@ def test_behind_quantization_all_but_the_head_is_in_integers(model: Plain) -> No
     assert audit.counts["QLinearConv"] == 3
 
 
+def test_openvino_takes_it_too_and_says_that_it_does_not_show_the_branch(quantized: Graph) -> None:
+    runtime, target = backends.load("openvino")(), get("cpu")
+    if runtime.unrunnable(target):
+        pytest.skip(runtime.unrunnable(target))
+    integers = fit(attach(quantized, "block.0"), [(images(256),)])
+    graph = branch(integers, SOME)
+    lowered = runtime.lower(graph, target)
+    audit = runtime.audit(lowered, target)
+    assert not any(row.fell_back for row in audit.rows)
+    assert any("sides of an If" in note for note in audit.notes)
+    runner = runtime.open(lowered.files, lowered.inputs, lowered.outputs, target, 1)
+    x = images(24, seed=3)
+    early = integers.run(x)[0].softmax(1).amax(1)
+    sure = x[(early - SOME).abs() > 0.01]
+    assert 0 < int((integers.run(sure)[0].softmax(1).amax(1) > SOME).sum()) < len(sure)
+    for batch in (1, 7):
+        found = torch.cat([runner(part)[0] for part in sure.split(batch)])
+        (wanted,) = graph.run(sure)
+        assert float((found - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
+
+
 def test_the_audit_has_the_branchs_operators(both: Graph, lowered: Lowered) -> None:
     audit = backends.load("onnxruntime")().audit(lowered, get("cpu"))
     convolutions = [row for row in audit.rows if "Conv" in row.operator]
