@@ -126,6 +126,7 @@ def build(recipe: Recipe, places: dict[str, Path], say: Any) -> Result:
 
 def _settled(recipe: Recipe, places: dict[str, Path], say: Any, **more: Any) -> Any:
     from .. import api
+    from ..calibration import replayed
     from ..frontend import sources
     from ..frontend.input_text import parse_inputs
 
@@ -137,7 +138,7 @@ def _settled(recipe: Recipe, places: dict[str, Path], say: Any, **more: Any) -> 
     calibration = evaluate = None
     if recipe.calibration is not None:
         calibration = sources.load_object(recipe.calibration, places["calibration"])
-        calibration = calibration() if callable(calibration) else calibration
+        calibration = replayed(calibration() if callable(calibration) else calibration)
     if recipe.evaluate is not None:
         evaluate = sources.load_object(recipe.evaluate, places["evaluate"])
     settings = {

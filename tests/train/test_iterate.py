@@ -232,9 +232,15 @@ def sgd(parameters: list[nn.Parameter], lr: float = 1e-2) -> torch.optim.Optimiz
         ({}, {"loss": other_loss}, "loss=functional.mse_loss, and this run has test_iterate.other_loss"),
         ({}, {"calibration": [x for x, _ in teach()]}, "calibration=None, and this run has 3 in all"),
         ({}, {"evaluate": lambda m: 0.0}, "evaluate=None, and this run has test_iterate.<lambda>"),
-        ({}, {"optimizer": sgd}, r"lr=0.001, and this run has None"),
-        ({"optimizer": sgd}, {"optimizer": torch.optim.SGD}, r"sgd.SGD\(lr=0.01\), .* sgd.SGD\(\)"),
-        ({"optimizer": sgd}, {"optimizer": torch.optim.Adam}, r"=sgd.SGD\(lr=0.01\), .* adam.Adam\(\)"),
+        ({}, {"optimizer": sgd}, r"optimizer=adamw.AdamW\(lr=0.001\), and this run has sgd.SGD\(lr=0.01\)"),
+        ({}, {"lr": 0.01}, r"optimizer=adamw.AdamW\(lr=0.001\), and this run has adamw.AdamW\(lr=0.01\)"),
+        ({}, {"clip": 1.0}, "clip=None, and this run has 1.0"),
+        ({"optimizer": sgd}, {"optimizer": torch.optim.SGD}, r"sgd.SGD\(lr=0.01\), .* sgd.SGD\(lr=0.001\)"),
+        (
+            {"optimizer": sgd},
+            {"optimizer": torch.optim.Adam},
+            r"=sgd.SGD\(lr=0.01\), .* adam.Adam\(lr=0.001\)",
+        ),
         ({"optimizer": sgd}, {"optimizer": partial(sgd, lr=0.1)}, r"SGD\(lr=0.01\), .* sgd.SGD\(lr=0.1\)"),
         ({}, {"names": {"[iterate] data": "a:b"}}, r"\[iterate\] data=None, and this run has 'a:b'"),
     ],
@@ -432,6 +438,10 @@ def network():
 def batches():
     return Shuffled()
 
+def inputs():
+    for x, _ in Shuffled():
+        yield x
+
 loss = nn.functional.cross_entropy
 
 def optimizer(parameters):
@@ -480,3 +490,21 @@ def test_a_recipe_does_the_same_and_builds_what_comes_out(whole: Iterated, tmp_p
     again = CliRunner().invoke(app, ["optimize", "--recipe", str(tmp_path / "graphprune.toml")])
     assert again.exit_code == 3
     assert "[iterate] loss='iterate_nets:loss', and this run has" in " ".join(again.stderr.split())
+
+
+def test_calibration_inputs_that_come_once_serve_rounds_and_build(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from graphprune.cli import app
+
+    (tmp_path / "iterate_nets.py").write_text(NETS)
+    again = "prune-channels{params=0.9 importance=reconstruction align=1}"
+    text = RECIPE.replace("epochs = 2", "epochs = 0").replace("per-round = 0.22", "per-round = 0.4")
+    (tmp_path / "graphprune.toml").write_text(
+        f'calibration = "iterate_nets:inputs"\npipeline = "{again}"\n{text}'
+    )
+    done = CliRunner().invoke(
+        app, ["optimize", "--recipe", str(tmp_path / "graphprune.toml"), "--backend", "onnxruntime", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "pruned and trained in 2 rounds" in done.stdout
