@@ -3,7 +3,7 @@
 A function is its qualified name, an object its class: a ``repr`` with an address in it would make every run
 another one, and so would the state of an object that counts. So two lambdas of one function are one, and
 what a function does or an object holds may change unnoticed. Data are their number and the bits of the first
-of them, an optimizer is its class and the options that are not its defaults.
+of them, an optimizer is its class, ``lr`` and the options that are not its defaults.
 
 >>> described(torch.nn.functional.cross_entropy), described(torch.nn.HuberLoss(delta=0.5))
 ('functional.cross_entropy', "loss.HuberLoss(reduction='mean', delta=0.5)")
@@ -61,13 +61,13 @@ def described(value: Any) -> str:
 def optimizer(value: torch.optim.Optimizer) -> str:
     """Class and options of an optimizer; of every parameter group, where they differ among them.
 
-    What equals the class's default is left out, so that an option a newer torch adds makes no other run.
+    What equals the class's default is left out but for ``lr``, so that an option a newer torch adds makes no
+    other run.
     """
-    usual = {
-        name: p.default
-        for name, p in inspect.signature(type(value)).parameters.items()
-        if p.default is not inspect.Parameter.empty
-    }
+    known = inspect.signature(type(value)).parameters
+    usual = {n: p.default for n, p in known.items() if p.default is not inspect.Parameter.empty and n != "lr"}
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        usual |= {n: option for n, option in value.defaults.items() if n not in known}  # the class set them
     groups = []
     for group in value.param_groups:
         given = {name: option for name, option in group.items() if name not in _PARAMETERS}

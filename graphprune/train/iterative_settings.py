@@ -33,16 +33,16 @@ def settings(run: Run) -> dict[str, Any]:
     compared = {
         **run.names,
         "budgets": run.asked, "per_round": run.per_round, "epochs": run.epochs,
-        "lr": run.lr if run.optimizer is None else None, "clip": run.clip, "alpha": run.alpha,
+        "clip": run.clip, "alpha": run.alpha,
         "repair": run.repair, "seed": run.seed, "distil": run.distil, "pruning": run.pruning,
         "loss": run.loss, "evaluate": run.evaluate,
     }  # fmt: skip
     target = run.target
     return {
         "network": run.start.fingerprint(),
+        "optimizer": _optimizer(run),
         **{name: identity.described(value) for name, value in compared.items()},
         "target": f"{target.name} (widths of {target.channel_alignment} and {target.linear_alignment})",
-        "optimizer": _optimizer(run),
         **_data(run),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
@@ -62,7 +62,7 @@ def compare(theirs: Mapping[str, Any], mine: Mapping[str, Any], directory: Path 
         what = f"{name}={theirs.get(name)}, and this run has {mine[name]}"
         if name == "network":
             what = "another network"
-        elif name in ("data", "calibration"):
+        elif name in ("data", "calibration") and theirs.get(name) and mine[name]:
             what += " (the same data draws from the global generators and its `generator` attribute only)"
         raise InputError(
             f"{directory} holds the state of a run of {what}; give another directory, or remove it"
