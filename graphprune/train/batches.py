@@ -65,6 +65,11 @@ def share(batch: Any, size: int, *, index: int, count: int) -> Any:
     return pytree.tree_map(part, batch)
 
 
+def finite(values: Any) -> bool:
+    """Whether all of the tensors in a nested value are free of infinities and of what is no number."""
+    return all(bool(x.isfinite().all()) for x in pytree.tree_leaves(values) if isinstance(x, torch.Tensor))
+
+
 def _kind(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"

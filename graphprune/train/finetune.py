@@ -80,10 +80,14 @@ def finetune(
         InputError: the data is empty or no pairs, an argument is out of range, or the optimizer trains
             another network than the module; one that trains a part of it (a head) is fine. Or ``resume`` is
             no state, or of a run with other arguments; nothing was loaded.
-        GraphpruneError: the loss became infinite or not a number.
+        GraphpruneError: the loss or a gradient is infinite or not a number; the module is as it was before
+            that step.
     """
-    if epochs < 0 or not lr > 0 or (clip is not None and not clip > 0):
-        raise InputError(f"epochs={epochs}, lr={lr}, clip={clip}: epochs from 0, lr and clip above 0")
+    whole = isinstance(epochs, int) and not isinstance(epochs, bool) and epochs >= 0
+    if not whole or not lr > 0 or (clip is not None and not clip > 0):
+        raise InputError(
+            f"epochs={epochs!r}, lr={lr}, clip={clip}: epochs is a whole number from 0, lr and clip above 0"
+        )
     accelerator = accelerator or _accelerator()
     home = Home(module)
     with seeded(seed) as numbers, ExitStack() as attached:
@@ -111,7 +115,7 @@ def finetune(
                 scores = training.scores
                 if evaluate is not None:
                     with torch.no_grad():
-                        scores = (*scores, float(evaluate(module)))
+                        scores = (*scores, _score(evaluate(module)))
                 training = Training((*training.losses, total), scores, training.steps + steps)
                 state = replace(state, training=training)
                 if on_epoch is not None:
@@ -121,6 +125,14 @@ def finetune(
             home.restore()
             module.eval()
     return state.training
+
+
+def _score(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        given = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise InputError(f"evaluate gave {given:.80}, and a score is one number") from None
 
 
 def _accelerator() -> Any:

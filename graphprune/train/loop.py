@@ -3,21 +3,24 @@
 With ``gradient_accumulation_steps`` above 1 a step comes after so many batches, counted anew in every epoch,
 and after an epoch's last batch, so that no gradient is lost or carried into the next. Every batch counts the
 same: a step after fewer batches, at the end, is as much smaller, as it is in Accelerate's own loaders.
+
+Before every step loss and gradients have to be finite, in all processes. Where they are not, there is no
+step, and the module is what it was before its batches.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from graphprune.errors import GraphpruneError, InputError
 
-from .batches import call, pair, samples, share
+from .batches import call, finite, pair, samples, share
 from .optimizer_state import require_held
 from .randomness import Numbers
 from .state import State
@@ -58,15 +61,22 @@ class Loop:
         self.optimizer.zero_grad()
         total = torch.zeros((), device=accelerator.device)
         seen = steps = 0
-        for inputs, targets, synchronised in self._batches(data):
+        begins = True
+        for batch, (inputs, targets, synchronised) in enumerate(self._batches(data), 1):
+            if begins:
+                self._remember()
+            begins = synchronised
             size = samples(inputs)
             inputs, targets = share(
                 (inputs, targets), size, index=accelerator.process_index, count=accelerator.num_processes
             )
             accelerator.sync_gradients = synchronised
             with nullcontext() if synchronised or self._every_batch else accelerator.no_sync(self.wrapped):
-                total += self._step(inputs, targets, size) * size
+                value, norm = self._gradients(inputs, targets, size)
+            total += value * size
             if synchronised:
+                self._require_finite(total, norm, inputs, f"epoch {number + 1}, batch {batch}")
+                self.optimizer.step()
                 self._after()
                 steps += 1
                 self.optimizer.zero_grad()  # only now: what follows a step may read gradients
@@ -79,12 +89,7 @@ class Loop:
         self._synchronise()
         self.module.eval()
         self.wrapped.eval()
-        mean = float(accelerator.reduce(total, "sum")) / seen / accelerator.num_processes
-        if not math.isfinite(mean):
-            raise GraphpruneError(
-                f"the training loss of epoch {number + 1} is {mean}: lower lr, or give clip="
-            )
-        return mean, steps
+        return float(accelerator.reduce(total, "sum")) / seen / accelerator.num_processes, steps
 
     def _batches(self, data: Iterable[Any]) -> Iterator[tuple[Any, Any, bool]]:
         """Inputs, targets, and whether a step follows."""
@@ -106,27 +111,75 @@ class Loop:
         with self.numbers.data():
             return next(batches, _END)
 
-    def _step(self, inputs: Any, targets: Any, size: int) -> Tensor:
-        """Gradients of one batch and the optimizer's step; this process's part of the batch's mean loss."""
+    def _gradients(self, inputs: Any, targets: Any, size: int) -> tuple[Tensor, Tensor | None]:
+        """This process's part of a batch's mean loss, and the norm of all gradients where a step follows."""
         accelerator, count = self.accelerator, self.accelerator.num_processes
         outputs = call(self.wrapped, inputs)
-        value = self.loss(outputs, targets)
+        value = _scalar(self.loss(outputs, targets), "the loss function")
         if self.distillation is not None:
             value = self.distillation.loss(inputs, outputs, targets, value)
         if size >= count:  # processes are averaged, and parts may differ by one
             value = value * (samples(inputs) * count / size)
         for penalty in self.penalties:
             value = value + penalty()
+        value = _scalar(value, "the loss with distillation and penalties")
+        if not value.requires_grad:
+            raise InputError(
+                "the loss has no gradient: it was detached or made of numbers (.item()), or nothing that is "
+                "trained takes part in it"
+            )
         accelerator.backward(value)
-        if accelerator.sync_gradients:
-            for parameter in self.adapters if count > 1 else ():
-                if parameter.grad is not None:
-                    parameter.grad = accelerator.reduce(parameter.grad, "mean")
-            if self.clip is not None:
-                groups = self.optimizer.param_groups
-                accelerator.clip_grad_norm_([p for group in groups for p in group["params"]], self.clip)
-        self.optimizer.step()
-        return value.detach()
+        return value.detach(), self._norm() if accelerator.sync_gradients else None
+
+    def _norm(self) -> Tensor:
+        """Of all gradients together, which are clipped; without ``clip`` the largest of their entries."""
+        accelerator = self.accelerator
+        for parameter in self.adapters if accelerator.num_processes > 1 else ():
+            if parameter.grad is not None:
+                parameter.grad = accelerator.reduce(parameter.grad, "mean")
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.clip is not None:
+            return accelerator.clip_grad_norm_(parameters, self.clip)
+        # The largest entry: no sum of squares that could overflow, and what is no number is the largest.
+        slopes = [p.grad for p in parameters if p.grad is not None]
+        return get_total_norm([g.coalesce().values() if g.is_sparse else g for g in slopes], torch.inf)
+
+    def _remember(self) -> None:
+        """What the batches of a step write into before it: batch norm's statistics."""
+        self._before = [(buffer, buffer.detach().clone()) for buffer in self.module.buffers()]
+
+    def _require_finite(self, total: Tensor, norm: Tensor | None, inputs: Any, where: str) -> None:
+        """Raise, in every process, before a step that would ruin the module; its statistics are put back.
+
+        Raises:
+            GraphpruneError: the loss is not finite, or a gradient; a scaler leaves out the latter's step.
+        """
+        accelerator = self.accelerator
+        losses = torch.isfinite(total)
+        slopes = losses if norm is None or accelerator.scaler is not None else torch.isfinite(norm)
+        if bool(accelerator.reduce((losses & slopes).float(), "mean") == 1):
+            return
+        with torch.no_grad():
+            for buffer, value in self._before:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        self.optimizer.optimizer.zero_grad()
+        what = (
+            "training loss"
+            if not bool(losses)
+            else "gradient"
+            if not bool(slopes)
+            else "other process's loss"
+        )
+        if not finite(inputs):
+            cause = "the batch's inputs are not finite, either"
+        elif not finite(list(self.module.parameters())):
+            cause = "the module's parameters were not finite before"
+        else:
+            cause = "lower lr, or give clip="
+        raise GraphpruneError(
+            f"the {what} is not finite ({where}), and the module is as it was before that step: {cause}"
+        )
 
     def _after(self) -> None:
         if self.scheduler is not None and not self.optimizer.step_was_skipped:
@@ -162,3 +215,13 @@ class Loop:
 
 
 _END = object()
+
+
+def _scalar(value: Any, what: str) -> Tensor:
+    if isinstance(value, Tensor) and not value.dim():
+        return value
+    given = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise InputError(
+        f"{what} gave {given}; it must be a scalar tensor, the mean over the batch (reduction='mean'), with "
+        "the gradient that float() and .item() drop"
+    )

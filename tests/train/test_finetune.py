@@ -346,6 +346,13 @@ def test_a_network_that_was_moved_shares_its_tensors_with_its_graph_again(
     assert float(graph.tensors["1.running_mean"].min()) == 7
 
 
+def test_sparse_gradients() -> None:
+    model = nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Flatten(), nn.Linear(12, 3))
+    data = [(torch.randint(7, (8, 3)), torch.randint(3, (8,))) for _ in range(4)]
+    training = finetune(model, data, F.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.1), epochs=5)
+    assert training.losses[-1] < training.losses[0]
+
+
 def test_the_optimizer_that_is_given_is_used() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
@@ -367,7 +374,8 @@ def check(found: dict[str, Any], each: int = 1) -> None:
     assert (found["scores"], found["steps"]) == (expected["scores"], expected["steps"])
 
 
-def _forked(rank: int, port: int, file: Path, each: int) -> None:
+def _process(rank: int, port: int) -> None:
+    """Make this the process ``rank`` of two."""
     from accelerate.state import AcceleratorState, PartialState
 
     torch.set_num_threads(1)  # threads of the parent are not there
@@ -377,19 +385,53 @@ def _forked(rank: int, port: int, file: Path, each: int) -> None:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
     )  # fmt: skip
+
+
+def _forked(rank: int, port: int, file: Path, each: int) -> None:
+    from accelerate.state import PartialState
+
+    _process(rank, port)
     found = launched.train(each)
     torch.save({**found, "processes": PartialState().num_processes}, f"{file}.{rank}")
     torch.distributed.destroy_process_group()
 
 
+def _forked_with_an_ill_batch(rank: int, port: int, file: Path) -> None:
+    _process(rank, port)
+    torch.manual_seed(0)
+    model, data = nn.Linear(5, 3), batches(3)
+    data[2][0][-1, 0] = float("nan")  # in the second process's part
+    before = copy.deepcopy(model)
+    message = "none"
+    try:
+        finetune(model, data, F.cross_entropy)
+    except GraphpruneError as error:
+        message = str(error)
+    finetune(before, data[:2], F.cross_entropy)
+    torch.save({"message": message, "same": same(model, before)}, f"{file}.{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def _port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_what_is_not_finite_in_one_process_stops_all(tmp_path: Path) -> None:
+    file = tmp_path / "found"
+    torch.multiprocessing.start_processes(_forked_with_an_ill_batch, (_port(), file), 2, start_method="fork")
+    found = [torch.load(f"{file}.{rank}", weights_only=True) for rank in range(2)]
+    assert all("not finite (epoch 1, batch 3)" in each["message"] and each["same"] for each in found)
+    assert "inputs are not finite" in found[1]["message"]
+
+
 @pytest.mark.parametrize("each", [1, 3], ids=["", "accumulated"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_two_forked_processes_give_what_one_gives(tmp_path: Path, each: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     file = tmp_path / "found"
-    torch.multiprocessing.start_processes(_forked, (port, file, each), 2, start_method="fork")
+    torch.multiprocessing.start_processes(_forked, (_port(), file, each), 2, start_method="fork")
     for rank in range(2):
         found = torch.load(f"{file}.{rank}", weights_only=True)
         assert found["processes"] == 2
@@ -427,14 +469,58 @@ def test_batches_are_pairs() -> None:
         finetune(network(), [({"x": 3}, torch.zeros(1))], F.cross_entropy)
 
 
-def test_a_loss_that_is_not_finite_says_so() -> None:
-    with pytest.raises(GraphpruneError, match=r"training loss of epoch 1 is (nan|inf): lower lr"):
-        finetune(network(), batches(), lambda out, y: F.cross_entropy(out, y) * float("inf"))
+@pytest.mark.parametrize("each", [1, 2], ids=["", "accumulated"])
+@pytest.mark.parametrize("ill", ["loss", "inputs", "gradient"])
+def test_what_is_not_finite_stops_before_it_ruins_the_module(ill: str, each: int) -> None:
+    """Three batches are trained on, or two where gradients are accumulated; batch norm saw the fourth."""
+    model, data = network(), batches(6)
+    fine, seen = copy.deepcopy(model), list[int]()
+    if ill == "inputs":
+        data[3][0][0, 0] = float("nan")
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append(1)
+        value = F.cross_entropy(outputs, targets)
+        if len(seen) == 4:
+            return value * float("inf") if ill == "loss" else value + (0 * outputs.sum()).abs().sqrt()
+        return value
+
+    what = {"loss": "training loss", "inputs": "training loss", "gradient": "gradient"}[ill]
+    why = "inputs are not finite" if ill == "inputs" else "lower lr"
+    with pytest.raises(GraphpruneError, match=rf"the {what} is not finite \(epoch 1, batch 4\), .*{why}"):
+        finetune(model, data, loss, lr=1e-2, accelerator=Accelerator(gradient_accumulation_steps=each))
+    accelerator = Accelerator(gradient_accumulation_steps=each)
+    finetune(fine, data[: 3 if each == 1 else 2], F.cross_entropy, lr=1e-2, accelerator=accelerator)
+    assert same(model, fine)
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"lr": 0.0}, {"clip": 0.0}])
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda out, y: 1.0, "the loss function gave float; it must be a scalar tensor"),
+        (nn.CrossEntropyLoss(reduction="none"), r"gave a tensor of shape \[8\]; .* \(reduction='mean'\)"),
+        (lambda out, y: F.cross_entropy(out, y).detach(), "the loss has no gradient: it was detached"),
+    ],
+)
+def test_a_loss_is_a_scalar_with_a_gradient(loss: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        finetune(network(), batches(), loss)
+
+
+@pytest.mark.parametrize("score", [None, "good", torch.zeros(3)])
+def test_a_score_is_a_number(score: Any) -> None:
+    given = r"a tensor of shape \[3\]" if isinstance(score, Tensor) else repr(score)
+    with pytest.raises(InputError, match=f"evaluate gave {given}, and a score is one number"):
+        finetune(network(), batches(), F.cross_entropy, evaluate=lambda m: score)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": -1}, {"epochs": 2.5}, {"epochs": True}, {"lr": 0.0}, {"clip": 0.0}]
+)
 def test_arguments_out_of_range(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="epochs from 0, lr and clip above 0"):
+    with pytest.raises(InputError, match="epochs is a whole number from 0, lr and clip above 0"):
         finetune(network(), batches(), F.cross_entropy, **wrong)
 
 
