@@ -132,7 +132,7 @@ class Loop:
         return value.detach(), self._norm() if accelerator.sync_gradients else None
 
     def _norm(self) -> Tensor:
-        """Of all gradients together, which are clipped; without ``clip`` the largest of their entries."""
+        """Of all gradients together, before they are clipped."""
         accelerator = self.accelerator
         for parameter in self.adapters if accelerator.num_processes > 1 else ():
             if parameter.grad is not None:
@@ -140,9 +140,8 @@ class Loop:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.clip is not None:
             return accelerator.clip_grad_norm_(parameters, self.clip)
-        # The largest entry: no sum of squares that could overflow, and what is no number is the largest.
         slopes = [p.grad for p in parameters if p.grad is not None]
-        return get_total_norm([g.coalesce().values() if g.is_sparse else g for g in slopes], torch.inf)
+        return get_total_norm([g.coalesce().values() if g.is_sparse else g for g in slopes])
 
     def _remember(self) -> None:
         """What the batches of a step write into before it: batch norm's statistics."""
