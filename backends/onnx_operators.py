@@ -40,7 +40,9 @@ def macs_of(
         weights: the shapes of constants by name.
     """
     if node.op_type in _CONV_WEIGHT:
-        weight = weights.get(node.input[_CONV_WEIGHT[node.op_type]], ())
+        index = _CONV_WEIGHT[node.op_type]
+        # A weight that is dequantized is no constant.
+        weight = weights.get(node.input[index]) or (inputs[index] if len(inputs) > index else ())
         return math.prod(output) * math.prod(weight[1:]) if weight else 0
     if node.op_type == "ConvTranspose" and len(inputs) > 1:
         return math.prod(inputs[0]) * math.prod(inputs[1][1:])

@@ -109,7 +109,7 @@ class EarlyExit(Pass):
         )
         if cut.target is not BACK or cut.name == self.at:
             return [changed]
-        behind = f"the cut at {self.at!r} is behind its quantizer, so that both sides start from integers"
+        behind = f"the cut at {self.at!r} is behind a quantizer, so that both sides start from integers"
         return [changed, Note("info", cut.name, behind)]
 
 

@@ -33,6 +33,7 @@ from torch.utils import _pytree as pytree
 
 from graphprune.errors import PassError, suggestion
 from graphprune.graph import Graph
+from graphprune.kinds import kind
 
 aten = torch.ops.aten
 qd = torch.ops.quantized_decomposed
@@ -148,12 +149,15 @@ def place(graph: Graph, at: str) -> fx.Node:
     """Where the exit goes: the node of :func:`find`, or the integers that it is rounded to, read as numbers.
 
     A runtime computes an operator in integers where it sees the quantizer of its result, and nothing else
-    reads that result.
+    reads that result. Padding stands between a quantizer and its reader, and goes with the reader.
 
     Raises:
         PassError: neither node nor module is there, or it is not a tensor.
     """
     node = find(graph, at)
+    source = node.args[0] if kind(node) == "pad" else None
+    if isinstance(source, fx.Node) and source.target is BACK:
+        node = source
     readers = list(node.users)
     if readers and all(reader.target is _QUANTIZE for reader in readers):
         node = readers[0]

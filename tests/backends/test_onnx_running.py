@@ -207,6 +207,7 @@ def test_audit_tells_int8_from_what_fell_back():
     (conv,) = [row for row in loose.rows if "Conv" in row.operator]
     assert conv.precision == "float32"
     assert "did not fuse" in conv.reason
+    assert conv.macs == fused.macs["int8"], "though its weight is no constant"
 
 
 DECIDING = """
@@ -305,6 +306,7 @@ def test_an_operator_in_a_side_that_reads_numbers_from_outside_fell_back():
     (fallen,) = [row for row in BACKEND.audit(made, get("cpu")).rows if row.fell_back]
     assert fallen.name == "conv"
     assert "did not fuse" in fallen.reason
+    assert fallen.macs == 8 * 4 * 4 * 4 * 9
 
 
 def test_its_modules_read_one_another_in_one_direction():

@@ -199,7 +199,7 @@ def quantized(model: Plain) -> Graph:
 )
 def test_behind_quantization_a_cut_is_behind_the_quantizer(quantized: Graph, at: str, cut: str) -> None:
     result = EarlyExit(at=at, threshold=SOME).run(quantized, Context(calibration=[images(32)]))
-    (moved,) = (note for note in result.notes if "behind its quantizer" in note.message)
+    (moved,) = (note for note in result.notes if "behind a quantizer" in note.message)
     assert repr(at) in moved.message
     place = next(node for node in quantized.fx.nodes if node.name == moved.where)
     assert "dequantize" in place.name
@@ -246,6 +246,25 @@ def test_behind_quantization_all_but_the_head_is_in_integers(model: Plain) -> No
     one = result.report.final.macs // 2
     assert audit.macs == {"int8": one - head, "float32": head}
     assert audit.counts["QLinearConv"] == 3
+
+
+def test_padding_goes_into_the_branch_with_its_reader() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8 * 9 * 9, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.b(nn.functional.pad(torch.relu(self.a(x)), (0, 1, 0, 1)))
+            return self.head(y.flatten(1))
+
+    result = graphprune.optimize(
+        Padded().eval(), images(2), calibration=[images(4)], backend="onnxruntime", measure=False,
+        pipeline=LOSSLESS + ',quantize{rounding=nearest},early-exit{at=pad}',
+    )  # fmt: skip
+    counts = result.deployment.audit().counts
+    assert counts["QLinearConv"] == 2
+    assert "Conv" not in counts
 
 
 def test_openvino_takes_it_too_and_says_that_it_does_not_show_the_branch(quantized: Graph) -> None:
