@@ -15,6 +15,7 @@ process normalises its own part.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -92,6 +93,7 @@ def finetune(
     home = Home(module)
     with seeded(seed) as numbers, ExitStack() as attached:
         chosen = _optimizer(module, distillation, optimizer, lr)
+        _check_step(chosen)
         steady = scheduler(chosen) if scheduler else None
         others = {
             "scheduler": steady,
@@ -166,3 +168,12 @@ def _optimizer(module: nn.Module, distillation: Any, given: Any, lr: float) -> t
     if missing:
         given.add_param_group({"params": missing})
     return given
+
+
+def _check_step(optimizer: torch.optim.Optimizer) -> None:
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise InputError(
+            f"{type(optimizer).__name__} computes the loss anew within a step (closure), which finetune does "
+            "not do; use it in a loop of your own"
+        )

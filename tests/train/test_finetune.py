@@ -541,6 +541,11 @@ def test_an_optimizer_of_another_network_is_refused() -> None:
         finetune(module, batches(), F.cross_entropy, optimizer="adam")  # type: ignore[arg-type]
 
 
+def test_an_optimizer_that_wants_a_closure_is_refused() -> None:
+    with pytest.raises(InputError, match=r"LBFGS computes the loss anew .* a loop of your own"):
+        finetune(network(), batches(), F.cross_entropy, optimizer=torch.optim.LBFGS)
+
+
 def test_an_optimizer_may_hold_a_part_of_the_network() -> None:
     model = network()
     before = copy.deepcopy(dict(model.named_parameters()))
