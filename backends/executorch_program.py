@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from graphprune.errors import BackendError, MissingExtraError
+from graphprune.errors import BackendError, MissingExtraError, described
 
 from .exported import first_line
 
@@ -39,8 +39,8 @@ def runtime() -> Any:
         if error.name != "executorch":
             raise BackendError(f"executorch does not import ({error}); install it again") from error
         raise MissingExtraError("executorch", "executorch", "backend='executorch'") from error
-    except ImportError as error:
-        raise BackendError(f"executorch does not import ({first_line(error)}); install it again") from error
+    except Exception as error:  # a library that is not there is an OSError, one built for another numpy …
+        raise BackendError(f"executorch does not import ({described(error)}); install it again") from error
     return portable_lib
 
 

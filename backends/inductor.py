@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import tempfile
 import warnings
@@ -279,6 +280,13 @@ def _has(instructions: str) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Without torch's warnings, and its word on every package that is opened where there is no compiler."""
+    packages = logging.getLogger("torch._inductor.package.package")  # "Loading outdated pt2 file"
+    level = packages.level
+    packages.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        packages.setLevel(level)

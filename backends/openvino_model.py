@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from graphprune.errors import BackendError, MissingExtraError
+from graphprune.errors import BackendError, MissingExtraError, described
 from graphprune.threads import checked
 
 from .onnx_files import MODEL_FILE
@@ -47,8 +47,8 @@ def runtime() -> Any:
         if error.name != "openvino":
             raise BackendError(f"openvino does not import ({error}); install it again") from error
         raise MissingExtraError("openvino", "openvino", "backend='openvino'") from error
-    except ImportError as error:
-        raise BackendError(f"openvino does not import ({error}); install it again") from error
+    except Exception as error:  # a library that is not there is an OSError, one built for another numpy …
+        raise BackendError(f"openvino does not import ({described(error)}); install it again") from error
     return openvino
 
 

@@ -190,7 +190,7 @@ def optimize(
         calls = flat_calls(graph, original.calls(dynamic_batch))
         references = original.outputs(dynamic_batch) if verify else {}
         certificates = _captured(graph, calls, references)
-        context = Context(goal, calibration, evaluate, seed, backend, threads)
+        context = Context(goal, calibration, evaluate, seed, backend, threads, progress)
         if dry_run:
             return planned(passes, graph, context, [Recorder(verify, list(calls.values()), progress)])
         builder = Builder(
@@ -198,7 +198,7 @@ def optimize(
             None if dump is None else Path(dump),
         )  # fmt: skip
         built = builder.build(tried)
-        chosen, contestants = kept(built, next(iter(calls.values())), measured, threads, rounds, say)
+        chosen, contestants, lost = kept(built, next(iter(calls.values())), measured, threads, rounds, say)
         final, deployment = chosen.final, chosen.deployment
         certificates |= chosen.certificates
         timing = latency_of(original, deployment, final.graph.floating, measure, threads, rounds, say)
@@ -225,6 +225,7 @@ def optimize(
             *deployment.notes,
             *_runner_notes(deployment),
             *builder.refused,
+            *lost,
             *not_measured(backend, measured, chosen.name, goal),
             *_vacuous(references),
             *slower_in_integers(timing),

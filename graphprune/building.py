@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .backend import Audit, Backend
-from .errors import BackendError, GraphpruneError, VerificationError
+from .errors import BackendError, GraphpruneError, described
 from .graph import Graph
 from .instruments import Dump, PassRecord, Recorder
 from .integers import Scheme
@@ -105,7 +105,10 @@ class Builder:
         return sorted(built, key=lambda one: [b.name for b in tried].index(one.name))
 
     def _here(self, backend: Backend) -> bool:
-        reason = backend.unrunnable(self.context.target)
+        try:
+            reason = backend.unrunnable(self.context.target)
+        except Exception as error:  # whatever is wrong with one, the others go on
+            reason = said(error)
         if reason:
             self.refused.append(f"backend {backend.name!r} was not tried: {reason}")
         return not reason
@@ -140,7 +143,7 @@ class Builder:
                     f"artifact against graph{at(title)}": c for title, c in made.certificates.items()
                 }
                 certificates |= self._end_to_end(final.graph, made, exact)
-            except (BackendError, VerificationError) as error:
+            except Exception as error:  # whatever is wrong with one, the others go on
                 if alone:
                     raise
                 self.refused.append(_not_taken(backend, error))
@@ -189,4 +192,11 @@ def _alike(
 
 
 def _not_taken(backend: Backend, error: Exception) -> str:
-    return f"backend {backend.name!r} was not taken: {error}"
+    return f"backend {backend.name!r} was not taken: {said(error)}"
+
+
+def said(error: Exception) -> str:
+    """An error of this package in its own words; another one with its kind, since nobody meant it."""
+    if isinstance(error, GraphpruneError):
+        return str(error)
+    return f"{described(error)} (a defect of the backend or of its runtime)"

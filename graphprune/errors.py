@@ -16,6 +16,16 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def described(error: BaseException) -> str:
+    """Kind and first line of an error that is not one of these.
+
+    >>> described(RuntimeError("no device\\nsecond line")), described(MemoryError())
+    ('RuntimeError: no device', 'MemoryError')
+    """
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 class GraphpruneError(Exception):
     """Base of all deliberate errors. ``exit_code`` is what the command line returns for it."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .backend import Audit, Backend, Lowered, Runner
-from .errors import BackendError
+from .errors import BackendError, RecipeError
 from .graph import Graph
 from .integers import ONNX_RUNTIME
 from .registry import backends
@@ -65,15 +65,38 @@ def candidates(backend: str, target: Target, *, several: bool = False) -> list[B
         several: whether ``auto`` means every backend there is, the target's default first, as where they are
             about to be measured; else it is that default.
 
+    Returns:
+        Of several, one whose module does not load is a stand-in that says why it cannot be tried.
+
     Raises:
-        RecipeError: no backend has that name.
+        RecipeError: no backend has that name, or the only one does not load.
     """
     if backend == "auto":
         others = [name for name in backends.entries if name != target.backend] if several else []
         names = [target.backend, *others]
     else:
         names = list(dict.fromkeys(name.strip() for name in backend.split(",")))
-    return [backends.load(name)() for name in names]
+    found: list[Backend] = []
+    for name in names:
+        try:
+            found.append(backends.load(name)())
+        except RecipeError as error:
+            if len(names) == 1 or name not in backends.entries:
+                raise
+            found.append(_Unloaded(name, str(error)))  # type: ignore[arg-type]
+    return found
+
+
+@dataclass(frozen=True)
+class _Unloaded:
+    """Stands for a backend whose module does not load."""
+
+    name: str
+    reason: str
+
+    def unrunnable(self, target: Target) -> str:
+        """Why it cannot be tried."""
+        return self.reason
 
 
 def fitted(target: Target, backend: Backend) -> Target:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
-from .building import Built
+from .building import Built, said
 from .choice import Contestant, fastest, opener
 from .frontend.inputs import undisturbed
 from .graph import Graph
@@ -26,22 +28,55 @@ def kept(
     threads: int | None,
     rounds: int,
     say: Callable[[str], None],
-) -> tuple[Built, tuple[Contestant, ...]]:
-    """The fastest artifact, or the first where nothing is measured."""
-    if not measured or len(built) == 1:
-        return built[0], ()
-    say(f"measure {', '.join(one.name for one in built)}")
-    openers = {one.name: opener(one.deployment, flat, threads) for one in built}
-    contestants = fastest(openers, threads=threads, rounds=rounds)
-    chosen = next(contestant.backend for contestant in contestants if contestant.chosen)
-    return next(one for one in built if one.name == chosen), contestants
+) -> tuple[Built, tuple[Contestant, ...], tuple[str, ...]]:
+    """The fastest artifact, or the first where nothing is measured; all as measured; and what was lost.
+
+    Raises:
+        BackendError: none of several could be opened again and run.
+    """
+    lost: list[str] = []
+    left = {one.name: one for one in built}
+    while measured and len(left) > 1:
+        say(f"measure {', '.join(left)}")
+        openers = {
+            name: partial(_run_once, name, opener(one.deployment, flat, threads))
+            for name, one in left.items()
+        }
+        try:
+            contestants = fastest(openers, threads=threads, rounds=rounds)
+        except _Lost as error:
+            del left[error.name]
+            lost.append(f"backend {error.name!r} was not taken: opened again to be measured, {error}")
+            continue
+        chosen = next(contestant.backend for contestant in contestants if contestant.chosen)
+        return left[chosen], contestants, tuple(lost)
+    return next(iter(left.values())), (), tuple(lost)
+
+
+class _Lost(Exception):
+    """A candidate that was built and proved fails when it is opened again."""
+
+    def __init__(self, name: str, error: Exception):
+        super().__init__(said(error))
+        self.name = name
+
+
+def _run_once(name: str, opening: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
+    """A candidate opened and run once."""
+    try:
+        call = opening()
+        call()
+    except Exception as error:  # whatever is wrong with one, the others go on
+        raise _Lost(name, error) from error
+    return call
 
 
 def not_measured(backend: str, measured: bool, name: str, target: Target) -> tuple[str, ...]:
-    """Of several backends the first was taken, as none can be timed on this host."""
-    if measured or target.runs_here or (backend != "auto" and "," not in backend):
+    """Of several backends the first was taken, as none was timed on this host."""
+    if measured or (backend != "auto" and "," not in backend):
         return ()
-    return (f"backend {backend!r} is {name}: the target is {target.arch}, so none was measured here",)
+    why = "measure=False" if target.runs_here else f"the target is {target.arch}"
+    return (f"backend {backend!r} is {name}: {why}, so none was measured here",)
 
 
 def latency_of(

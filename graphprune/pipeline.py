@@ -57,6 +57,7 @@ class Context:
         evaluate: ``module -> float``, larger is better, or ``None``.
         seed: for passes that draw random numbers.
         backend, threads: what a pass that measures latency lowers with; as ``optimize`` takes them.
+        progress: called with a line of text where a pass takes long; ``None`` is nobody.
     """
 
     target: Target = field(default_factory=lambda: get("cpu"))
@@ -65,6 +66,7 @@ class Context:
     seed: int = 0
     backend: str = "auto"
     threads: int | None = None
+    progress: Callable[[str], None] | None = None
 
 
 class Pass:

@@ -13,7 +13,7 @@ from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Any
 
-from .errors import RecipeError, suggestion
+from .errors import RecipeError, described, suggestion
 
 
 @dataclass
@@ -59,9 +59,10 @@ class Registry:
         module, _, attribute = self.entries[name].partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # a plugin, or what it imports, may raise anything
+            what = str(error) if isinstance(error, ImportError | AttributeError) else described(error)
             raise RecipeError(
-                f"{self.kind} {name!r} does not load from {self.entries[name]}: {error}"
+                f"{self.kind} {name!r} does not load from {self.entries[name]}: {what}"
             ) from error
 
 

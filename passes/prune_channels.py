@@ -125,6 +125,7 @@ class PruneChannels(Pass):
             graph, importance, scope=self.scope, limits=limits, seed=context.seed, data=data
         )
         plan, record = solve_latency(
-            graph, self.latency, ranked, context.target, backend=context.backend, threads=context.threads
-        )
+            graph, self.latency, ranked, context.target, backend=context.backend, threads=context.threads,
+            progress=context.progress,
+        )  # fmt: skip
         return plan, (chosen, *(Note("info", "latency", line) for line in record.notes))

@@ -16,7 +16,7 @@ from torch import nn
 import graphprune
 from graphprune import registry
 from graphprune.choice import fastest
-from graphprune.errors import BackendError, InputError
+from graphprune.errors import BackendError, InputError, RecipeError
 from graphprune.integers import ONNX_RUNTIME, Scheme
 from graphprune.lowering import candidates, deploy, fitted
 from graphprune.measure import Timing
@@ -51,6 +51,30 @@ class Missing(OnnxRuntime):
         raise AssertionError("lowered although it cannot run")
 
 
+class Broken(OnnxRuntime):
+    """Fails as nobody meant it to; ``when`` says where."""
+
+    name: ClassVar[str] = "broken"
+    when: ClassVar[str] = "lower"
+    opened: ClassVar[int] = 0
+
+    def unrunnable(self, target: Any) -> str | None:
+        if self.when == "unrunnable":
+            raise OSError("libruntime.so: cannot open shared object file\nsecond line")
+        return super().unrunnable(target)
+
+    def lower(self, graph: Any, target: Any) -> Any:
+        if self.when == "lower":
+            raise RuntimeError("no kernel\nsecond line")
+        return super().lower(graph, target)
+
+    def open(self, *args: Any, **kwargs: Any) -> Any:
+        Broken.opened += 1
+        if self.when == "again" and self.opened > 1:
+            raise MemoryError
+        return super().open(*args, **kwargs)
+
+
 class Products(OnnxRuntime):
     """Leaves products of two activations in float."""
 
@@ -60,7 +84,8 @@ class Products(OnnxRuntime):
 
 @pytest.fixture(autouse=True)
 def _backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = {c.name: f"{__name__}:{c.__name__}" for c in (Slow, Missing, Products)}
+    own = {c.name: f"{__name__}:{c.__name__}" for c in (Slow, Missing, Broken, Products)}
+    own["unloaded"] = "tests.no_such_module:Backend"
     entries: Mapping[str, str] = {"onnxruntime": registry.backends.builtin["onnxruntime"], **own}
     monkeypatch.setitem(registry.backends.__dict__, "entries", entries)
 
@@ -171,7 +196,7 @@ def test_no_rounds_are_an_error(rounds: int) -> None:
 def test_auto_means_all_only_where_they_are_measured() -> None:
     assert [b.name for b in candidates("auto", CPU)] == ["onnxruntime"]
     assert [b.name for b in candidates("auto", CPU, several=True)] == [
-        "onnxruntime", "slow", "missing", "products"
+        "onnxruntime", "slow", "missing", "broken", "products", "unloaded"
     ]  # fmt: skip
     assert [b.name for b in candidates("slow, onnxruntime,slow", CPU)] == ["slow", "onnxruntime"]
 
@@ -195,6 +220,41 @@ def test_without_measuring_the_first_that_works_is_taken() -> None:
     report = graphprune.optimize(model, x, measure=False, backend="missing,slow,onnxruntime").report
     assert report.backend == "slow"
     assert report.contestants == ()
+    said = "backend 'missing,slow,onnxruntime' is slow: measure=False, so none was measured here"
+    assert said in report.notes
+    alone = graphprune.optimize(model, x, measure=False, backend="onnxruntime").report
+    assert not any("none was measured" in note for note in alone.notes)
+
+
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        ("unrunnable", "was not tried: OSError: libruntime.so: cannot open shared object file (a defect"),
+        ("lower", "was not taken: RuntimeError: no kernel (a defect of the backend or of its runtime)"),
+        ("again", "was not taken: opened again to be measured, MemoryError (a defect"),
+    ],
+)
+def test_whatever_is_wrong_with_one_the_others_go_on(
+    when: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Broken, "when", when)
+    monkeypatch.setattr(Broken, "opened", 0)
+    model, x = nn.Linear(8, 8).eval(), torch.randn(2, 8)
+    report = graphprune.optimize(model, x, backend="broken,onnxruntime", rounds=4, threads=1).report
+    assert report.backend == "onnxruntime"
+    (note,) = [note for note in report.notes if "broken" in note]
+    assert note.startswith(f"backend 'broken' {words}")
+
+
+def test_a_backend_that_does_not_load_is_an_error_only_alone() -> None:
+    model, x = nn.Linear(8, 8).eval(), torch.randn(2, 8)
+    report = graphprune.optimize(model, x, backend="unloaded,onnxruntime", measure=False).report
+    assert report.backend == "onnxruntime"
+    assert any("backend 'unloaded' does not load from tests.no_such_module" in note for note in report.notes)
+    with pytest.raises(RecipeError, match="'unloaded' does not load"):
+        graphprune.optimize(model, x, backend="unloaded", measure=False)
+    with pytest.raises(RecipeError, match="unknown backend 'onxruntime'"):
+        graphprune.optimize(model, x, backend="unloaded,onxruntime", measure=False)
 
 
 def test_another_architecture_gets_the_default_and_a_line() -> None:

@@ -95,6 +95,30 @@ def test_a_runtime_that_is_not_installed(name, model, tmp_path, monkeypatch):
     assert any(name in note and advice in note for note in result.report.notes)
 
 
+@pytest.mark.parametrize(
+    "error", [OSError("libruntime.so: cannot open"), RuntimeError("numpy 1.x"), AttributeError("x")]
+)
+@pytest.mark.parametrize("name", ["openvino", "tvm"])
+def test_a_runtime_that_does_not_import(name, error, model, monkeypatch):
+    """Whatever it raises is one line, and the other backends go on."""
+    honest = builtins.__import__
+
+    def broken(module: str, *rest: Any, **kwargs: Any) -> Any:
+        if module.partition(".")[0] == MODULES[name]:
+            raise error
+        return honest(module, *rest, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    says(
+        lambda: graphprune.optimize(model, torch.ones(1, 4), backend=name),
+        f"{name} does not import",
+        str(error),
+    )
+    result = graphprune.optimize(model, torch.ones(1, 4), backend=f"{name},onnxruntime", measure=False)
+    assert result.report.backend == "onnxruntime"
+    assert any(str(error) in note for note in result.report.notes)
+
+
 WITHOUT_A_COMPILER = """
 import torch, graphprune
 model, x = torch.nn.Linear(4, 2).eval(), torch.ones(1, 4)
