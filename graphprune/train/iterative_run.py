@@ -196,7 +196,13 @@ class Run:
             if saved.current
             else f"round {saved.done[-1].number}"
         )
-        return [f"went on after {where}", *changed]
+        notes = [f"went on after {where}", *changed]
+        if getattr(self.data, "persistent_workers", False):
+            notes.append(
+                "data keeps its workers from epoch to epoch (persistent_workers), and with them random "
+                "numbers: the weights may differ from those of a run that was not stopped"
+            )
+        return notes
 
 
 class _Inputs:

@@ -200,7 +200,8 @@ def held(directory: Path | None) -> Iterator[None]:
             if not os.access(directory, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Not flock: what the data forked would hold it for seconds after this process was killed.
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for name in (FILE, TABLE):
                     for left in directory.glob(f".{name}.partial-*"):
                         left.unlink(missing_ok=True)

@@ -402,6 +402,45 @@ def test_what_a_killed_run_left_is_put_right(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob(".*")) == [f".build.partial-{0:032x}"], "another's"
 
 
+HOLDING = """
+import os, sys, time
+from pathlib import Path
+from graphprune.train.saved import held
+
+with held(Path(sys.argv[1])):
+    child = os.fork()  # as a DataLoader does; it outlives a parent that is killed for some seconds
+    if child:
+        print(child, flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(InputError, match=r"another process runs in .*; wait for it"):
+            quick(tmp_path)
+        process.kill()
+        process.wait()
+        assert len(quick(tmp_path).rounds) == 2
+    finally:
+        process.kill()
+        process.stdout.close()
+        os.kill(child, signal.SIGKILL)
+
+
+def test_workers_that_stay_are_noted(tmp_path: Path) -> None:
+    class Loader(list[Any]):
+        persistent_workers = True
+
+    begun(tmp_path, 3, data=Loader(teach()))
+    assert any("persistent_workers" in note for note in quick(tmp_path, data=Loader(teach())).notes)
+
+
 def test_data_that_nobody_reads_may_be_empty() -> None:
     result = quick(data=[], epochs=0, calibration=[x for x, _ in teach()])
     assert [r.losses for r in result.rounds] == [(), ()]
