@@ -19,7 +19,6 @@ torch.Size([1, 2])
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +30,9 @@ from . import atomic, structure, versions
 from .backend import Lowered, Runner, TensorSpec
 from .compact import check_compression
 from .contents import MANIFEST, MEASUREMENTS, REPORT, STORED, Contents, alone, entry, read
+from .destination import absolute, refuse, unwritable
 from .errors import ArtifactError, BackendError, InputError, RecipeError
-from .manifest import COMPRESSED, FORMAT, check, deployed, escapes, seal, spec_json, target_json, unseal
+from .manifest import COMPRESSED, FORMAT, escapes, seal, spec_json, target_json
 from .reference import REFERENCE
 from .registry import backends
 from .signature import Signature
@@ -80,7 +80,7 @@ def save(
         MissingExtraError: ``zstandard`` is not installed.
     """
     check_compression(compress)
-    place = _place(directory)
+    place = absolute(directory)
     reserved = {MANIFEST, MEASUREMENTS, REPORT, REFERENCE, STORED}
     bad = [name for name in lowered.files if name in reserved or escapes(name)]
     if bad:
@@ -113,10 +113,10 @@ def save(
         volatile |= _measured(measurements or {}, volatile)
     files = {**stored, MANIFEST: seal({**manifest, "volatile": sorted(volatile)}), **volatile}
     try:
-        _refuse(place, overwrite)
+        refuse(place, overwrite)
         atomic.write(place, files)
     except OSError as error:
-        raise ArtifactError(f"cannot write the artifact {place}: {error.strerror or error}") from error
+        raise unwritable(place, error) from error
     return place
 
 
@@ -131,19 +131,19 @@ def rewrite(contents: Contents, measurements: Mapping[str, Any], others: Mapping
     Raises:
         ArtifactError: it was written without measurements, or cannot be replaced.
     """
-    place, listed = _place(contents.directory), contents.manifest["volatile"]
+    place, listed = absolute(contents.directory), contents.manifest["volatile"]
     if sorted({MEASUREMENTS, *others}) != listed:
         raise ArtifactError(
             f"{place} was written without {MEASUREMENTS}, so nothing can be added; save it again"
         )
     try:
-        _refuse(place, overwrite=True)
+        refuse(place, overwrite=True)
         manifest = (place / MANIFEST).read_bytes()
         atomic.write(
             place, {**contents.stored, MANIFEST: manifest, **others, **_measured(measurements, others)}
         )
     except OSError as error:
-        raise ArtifactError(f"cannot write the artifact {place}: {error.strerror or error}") from error
+        raise unwritable(place, error) from error
 
 
 def _measured(measurements: Mapping[str, Any], others: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -258,42 +258,3 @@ class LoadedArtifact:
 
     def __repr__(self) -> str:
         return f"<artifact {self.directory} for {self.target.name}, {self.manifest['backend']}>"
-
-
-def _place(directory: str | Path) -> Path:
-    try:
-        place = Path(directory).resolve()
-        here = Path.cwd()
-    except (OSError, RuntimeError) as error:
-        raise ArtifactError(f"cannot write an artifact to {directory}: {error}") from error
-    if place == here or place in here.parents:
-        raise ArtifactError(
-            f"{place} is (or holds) the working directory and cannot be replaced; name another"
-        )
-    return place
-
-
-def _refuse(place: Path, overwrite: bool) -> None:
-    """Raise where ``place`` holds anything that must not be replaced."""
-    place = atomic.standing(place)
-    if not os.path.lexists(place):
-        return
-    if not place.is_dir():
-        raise ArtifactError(f"{place} is a file; give a directory")
-    there = {path.name for path in place.iterdir()}
-    if not there:
-        return
-    if not overwrite and MANIFEST in there:
-        raise ArtifactError(f"{place} holds an artifact already; give another directory or overwrite=True")
-    try:
-        manifest = unseal((place / MANIFEST).read_bytes(), MANIFEST)
-        check(manifest)
-    except (OSError, ArtifactError) as error:
-        raise ArtifactError(
-            f"{place} is not empty and not an artifact, so it is not replaced; give another directory"
-        ) from error
-    foreign = sorted(there - {MANIFEST, *deployed(manifest), *manifest["volatile"]})
-    if foreign:
-        raise ArtifactError(
-            f"{place} also holds {', '.join(foreign)}; move that away, or give another directory"
-        )

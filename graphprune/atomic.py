@@ -60,6 +60,19 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
+def attempt(path: Path) -> None:
+    """See whether ``path`` could be written: something is made beside it, or beside the first parent that it
+    lacks, and removed again.
+
+    Raises:
+        OSError: nothing can be made there.
+    """
+    lacking = [p for p in (path, *path.parents) if not os.path.lexists(p.parent)]
+    partial = _sibling(lacking[-1].parent if lacking else path, "partial")
+    partial.mkdir()
+    partial.rmdir()
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Make the file ``path`` hold exactly ``content``, its parents included.
 

@@ -239,6 +239,36 @@ def test_one_line_and_an_exit_code(
     assert output.err.splitlines()[-1] == errors[0]
 
 
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("build", "holds an artifact already; give another directory or --overwrite"),
+        ("bad_nets.py", "is a file; give a directory"),
+        ("mine", "is not empty and not an artifact"),
+        (".", "the working directory"),
+        ("bad_nets.py/below/build", "cannot write the artifact"),
+        ("/proc/build/deep", "cannot write the artifact /proc/build/deep"),
+    ],
+)
+@pytest.mark.parametrize("recipe", [False, True])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    project: Path, out: str, words: str, recipe: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if out == "build":
+        fast(nn.Linear(3, 2)).save("build")
+    (project / "mine").mkdir()
+    (project / "mine" / "thesis.tex").write_text("years")
+    (project / "graphprune.toml").write_text(f'source = "bad_nets:fine"\nout = "{out}"\n')
+    before = sorted(project.rglob("*"))
+    arguments = ["--recipe", "graphprune.toml"] if recipe else ["bad_nets:fine", "--out", out]
+    assert main(["optimize", *arguments]) == 8
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert words in error
+    assert error.count("\n") == 1
+    assert sorted(project.rglob("*")) == before
+
+
 def test_a_corrupt_artifact(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fast(nn.Linear(3, 2)).save(project / "build")
     with (project / "build" / "model.onnx").open("ab") as file:

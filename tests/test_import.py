@@ -40,7 +40,9 @@ LAYERS = {
     "plan": ("importance", "inverse_factor", "quantization", "sparsity", "plans"),
     "rewrite": ("pipeline", "textual", "registry"),
     "verify": ("verify", "rounding", "instruments", "writeback"),
-    "lower": ("backend", "lowering", "manifest", "contents", "reference", "versions", "artifact"),
+    "lower": (
+        "backend", "lowering", "manifest", "contents", "reference", "versions", "destination", "artifact",
+    ),
     "measure": (
         "measure", "sittings", "choice", "blocks", "fusion", "latency",
     ),

@@ -84,6 +84,7 @@ def optimize(
     """
     from .. import recipe as recipes
     from ..compact import check_compression
+    from ..destination import free
 
     chosen = recipes.read(recipe) if recipe is not None else recipes.Recipe()
     # What the recipe names is relative to it; what a flag names is relative to the working directory.
@@ -102,10 +103,12 @@ def optimize(
     if chosen.source is None:
         raise InputError("no model: give a SOURCE, or a recipe with a source")
     check_compression(chosen.compress)  # said before anything is built
+    out_path = chosen.path("out")
+    if out_path is not None and not dry_run:
+        free(out_path, bool(chosen.overwrite), "--overwrite")
     with stage(json) as say:
         plan: Any = _settled(chosen, places, say, dry_run=True) if dry_run else None
         result = build(chosen, places, say) if plan is None else None
-        out_path = chosen.path("out")
         if out_path is not None and result is not None:
             say(f"write {out_path}")
             out_path = result.save(out_path, overwrite=bool(chosen.overwrite), compress=chosen.compress)
