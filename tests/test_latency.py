@@ -329,6 +329,22 @@ def test_a_latency_stands_alone(graph: graphprune.Graph) -> None:
         Pipeline.parse("prune-channels{latency=0.5 macs=0.5}").run(graph)
 
 
+def test_a_pass_hands_on_who_listens(graph: graphprune.Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def stand_in(*args: object, progress: Callable[[str], None], **options: object) -> None:
+        progress("measure operator 1 of 2")
+        raise Asked
+
+    monkeypatch.setattr("graphprune.passes.prune_channels.solve_latency", stand_in)
+    lines: list[str] = []
+    (step,) = Pipeline.parse("prune-channels{latency=0.5}").passes
+    with pytest.raises(Asked):
+        step.run(graph, Context(progress=lines.append))
+    assert lines == ["measure operator 1 of 2"]
+
+
 @pytest.mark.slow
 def test_a_real_network_meets_its_budget(graph: graphprune.Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured here, and once more by other means; a shared host is why the second look is generous."""
