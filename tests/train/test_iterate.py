@@ -526,7 +526,9 @@ def test_a_recipe_does_the_same_and_builds_what_comes_out(whole: Iterated, tmp_p
     torch.testing.assert_close(artifact(x), whole.module(x).detach(), atol=1e-4, rtol=1e-3)
     text = RECIPE.replace('loss = "iterate_nets:loss"', 'loss = "iterate_nets:nn.functional.cross_entropy"')
     (tmp_path / "graphprune.toml").write_text(text)
-    again = CliRunner().invoke(app, ["optimize", "--recipe", str(tmp_path / "graphprune.toml")])
+    again = CliRunner().invoke(
+        app, ["optimize", "--recipe", str(tmp_path / "graphprune.toml"), "--overwrite"]
+    )
     assert again.exit_code == 3
     assert "[iterate] loss='iterate_nets:loss', and this run has" in " ".join(again.stderr.split())
 
