@@ -170,7 +170,7 @@ def _here(
         contents.manifest["versions"],
     )  # fmt: skip
     audit = AuditSummary.of(backends.load(lowered.backend)().audit(lowered, contents.target))
-    notes = _fallbacks(audit)
+    notes = [*artifact.notes, *_fallbacks(audit)]
     if not contents.target.runs_here:
         there = f"{contents.target.name} ({contents.target.arch})"
         notes.append(f"it was built for {there} and ran on {host_arch()}; to run it there: --emulate")

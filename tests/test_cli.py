@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import graphprune
+from graphprune import versions
 from graphprune.cli import app, main
 from graphprune.errors import GraphpruneError
 from graphprune.registry import passes
@@ -187,6 +189,41 @@ def test_bench_against_another(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert set(found["timings"]) == {"open", "build"}
     assert found["timings"]["open"]["rounds"] == 2
     assert found["speedup"]["build"]["median"] > 0
+    assert found["batch"] == 1
+    assert found["notes"] == []
+
+
+def test_bench_says_what_is_otherwise_here(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "installed", lambda package: "1.0.0")
+    assert main(["bench", "open", "--batch", "2", "--rounds", "1", "--threads", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "batch 2, threads: 1" in output
+    assert "note: open: it opens here, although it was built with onnxruntime" in output
+
+
+@pytest.mark.parametrize("arguments", [["build"], ["open", "--against", "build"], ["build", "--json"]])
+def test_bench_refuses_a_batch_that_nothing_would_be_called_with(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert main(["bench", *arguments, "--batch", "7"]) == 3
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "build is fixed at batch 1 and has no open size" in output.err
+
+
+def test_bench_of_two_calls_both_with_one_batch(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from graphprune.cli.bench import _batch
+
+    two = graphprune.optimize(torch.nn.Flatten(), torch.ones(2, 3), measure=False, pipeline="clean-up")
+    two.save(here / "two")
+    one, both, free = (graphprune.load(name) for name in ("build", "two", "open"))
+    assert _batch({"two": both}, None) == _batch({"open": free, "two": both}, None) == 2
+    assert _batch({"two": both, "open": free}, 2) == 2
+    assert _batch({"open": free}, None) == _batch({"build": one}, 1) == 1
+    assert main(["bench", "build", "--against", "two"]) == 3
+    assert "build at batch 1 and two at batch 2 are fixed" in capsys.readouterr().err
 
 
 def test_bench_fills_open_dimensions(here: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import graphprune
-from graphprune import artifact, proof
+from graphprune import artifact, proof, versions
 from graphprune.cli import main
 from graphprune.contents import read
 from graphprune.errors import ArtifactError, VerificationError
@@ -45,6 +45,12 @@ def test_here(built) -> None:
     assert not found.emulated
     assert found.statement == "proven on this host (x86_64)"
     assert any("it was built for arm (aarch64)" in note for note in found.notes)
+
+
+def test_an_older_runtime_is_a_note(built, monkeypatch) -> None:
+    monkeypatch.setattr(versions, "installed", lambda package: "1.0.0")
+    notes = proof.prove(built).notes
+    assert any(note.startswith("it opens here, although it was built with onnxruntime") for note in notes)
 
 
 def test_another_network_fails(built, tmp_path) -> None:
