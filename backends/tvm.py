@@ -96,14 +96,22 @@ class Tvm:
         *,
         seconds: float | None = None,
         threads: int | None = None,
+        rebuild: bool = False,
         progress: Callable[[float, float, str], None] | None = None,
     ) -> Any:
         """Search schedules for the graph's products and keep them, as ``graphprune tune`` asks for it.
 
+        Args:
+            rebuild: measure this graph's products anew.
+
+        Returns:
+            A :class:`~graphprune.backends.tvm_command.Answer`.
+
         Raises:
             MissingExtraError: tvm is not installed.
             BackendError: nothing is to be tuned, or nothing that was tried runs.
+            ArtifactError: what was measured cannot be written.
         """
         from graphprune.backends.tvm_command import tune
 
-        return tune(graph, target, seconds=seconds, threads=threads, progress=progress)
+        return tune(graph, target, seconds=seconds, threads=threads, rebuild=rebuild, progress=progress)

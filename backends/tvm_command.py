@@ -26,13 +26,14 @@ def tune(
     *,
     seconds: float | None = None,
     threads: int | None = None,
+    rebuild: bool = False,
     progress: Callable[[float, float, str], None] | None = None,
 ) -> Answer:
     """See :func:`graphprune.backends.tvm_tuning.tune`; ``progress`` is told seconds, of how many, and what.
 
     Raises:
         MissingExtraError: tvm is not installed.
-        BackendError: as the search does.
+        BackendError, ArtifactError: as the search does.
     """
     package()
     from .tvm_database import cache_file
@@ -45,7 +46,7 @@ def tune(
             label = f"{found}{now.valid} of {now.tried} schedules run, {now.task}"
             progress(min(now.seconds, now.budget), now.budget, label)
 
-    tuned = search(graph, target, seconds=seconds or SECONDS, threads=threads, progress=told)
+    tuned = search(graph, target, seconds=seconds or SECONDS, threads=threads, rebuild=rebuild, progress=told)
     valid, tried = (sum(map(count, tuned.searches)) for count in (lambda s: s.valid, lambda s: len(s.tried)))
     best = total_ms(tuned.searches)
     lines = [f"{len(tuned.searches)} products, {valid} of {tried} schedules run"]
@@ -53,4 +54,4 @@ def tune(
         lines.append(f"the products' best times add up to {best:.3g} ms")
     if tuned.crashes:
         lines.append(f"the child process was started again {tuned.crashes} times")
-    return Answer((*lines, f"kept in {cache_file()}"))
+    return Answer((*lines, *tuned.warnings, f"kept in {cache_file()}"))

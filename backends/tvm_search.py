@@ -9,6 +9,7 @@ won: calls × best time, divided by how long nothing better was found.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from .tvm_schedules import Knobs, default, space
 
 ANYWHERE = 0.25  # share of candidates that are drawn from the whole space
 NEAR = 4  # so many of the best have neighbours tried
+CRASHES = 2  # runs in which a candidate crashes before it is left alone
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Search:
         task, key: the function, and its name in the database.
         tried: knobs → milliseconds, ``None`` for what did not work.
         stale: candidates since the best was found.
+        failed: candidates that did not work now, those of earlier runs apart.
         reasons: why candidates did not work.
     """
 
@@ -38,6 +41,7 @@ class Search:
     random: random.Random
     tried: dict[Knobs, float | None] = field(default_factory=dict)
     stale: int = 0
+    failed: int = 0
     reasons: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -84,18 +88,31 @@ class Search:
     def learn(self, knobs: Knobs, ms: float | None, reason: str = "") -> None:
         """Take in a time."""
         better = ms is not None and (self.best is None or ms < self.best[1])
-        self.tried[knobs] = ms
+        if ms is not None or knobs not in self.tried:  # what ran once, and failed among finalists, did run
+            self.tried[knobs] = ms
         self.stale = 0 if better else self.stale + 1
+        self.failed += ms is None
         if reason:
             self.reasons.append(reason)
 
     def recall(self, values: Sequence[Measured], threads: int) -> None:
-        """Take in what the database has, as far as it was measured with as many threads."""
+        """Take in what the database has, as far as it was measured with as many threads.
+
+        What crashed is tried again until it has crashed in :data:`CRASHES` runs: it may have been the
+        machine.
+        """
+        of_space = set(self.space)
+        crashes: Counter[Knobs] = Counter()
         for value in values:
-            if value.threads == threads and value.knobs in self.space:
-                before = self.tried.get(value.knobs)
-                known = [ms for ms in (before, value.ms) if ms is not None]
+            if value.threads != threads or value.knobs not in of_space:
+                continue
+            before = self.tried.get(value.knobs)
+            known = [ms for ms in (before, value.ms) if ms is not None]
+            crashes[value.knobs] += value.crashed
+            if known or not value.crashed or crashes[value.knobs] >= CRASHES:
                 self.tried[value.knobs] = min(known, default=None)
+            if value.reason:
+                self.reasons.append(f"{value.reason}, in an earlier run")
 
 
 def _steps(one: Knobs, other: Knobs) -> int:

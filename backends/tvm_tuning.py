@@ -10,7 +10,8 @@ open one of MetaSchedule: a template's worst candidate is faster than what MetaS
 convolution in as long as a whole network takes here. Candidates are compiled and timed in a child process
 (:mod:`graphprune.backends.tvm_child`), each result is on the disk before the next is begun
 (:mod:`graphprune.backends.tvm_database`), and what the database has is not measured again: tuning that was
-killed goes on where it stood. ``lower`` finds the results by itself.
+killed goes on where it stood. A candidate that crashes is tried once more in a later run, and a run in which
+nothing runs keeps no crashes: what is wrong then is the machine. ``lower`` finds the results by itself.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from .tvm_import import imported
 from .tvm_machine import machine
 from .tvm_pipeline import fused, tasks
 from .tvm_runtime import cores
+from .tvm_schedules import Knobs
 from .tvm_search import Search
 
-HOPELESS = 12  # candidates of a function that all fail before it is given up
+HOPELESS = 12  # candidates of a function that all fail in a run before it is given up
 FINALISTS, FINAL_ROUNDS = 4, 30
 SLOW = 1.6  # a candidate this much slower than the best is timed once
 
@@ -67,11 +69,13 @@ class Tuned:
         searches: what is known of every product.
         curve: (seconds, sum of best times in ms), whenever the sum fell.
         crashes: of the child process.
+        warnings: what could not be read of the database.
     """
 
     searches: tuple[Search, ...]
     curve: tuple[tuple[float, float], ...]
     crashes: int
+    warnings: tuple[str, ...] = ()
 
 
 def tune(
@@ -81,6 +85,7 @@ def tune(
     seconds: float,
     database: Path | None = None,
     threads: int | None = None,
+    rebuild: bool = False,
     progress: Callable[[Progress], None] | None = None,
     seed: int = 0,
 ) -> Tuned:
@@ -92,12 +97,15 @@ def tune(
         seconds: the budget. The default schedule of every product is measured even beyond it.
         database: file to keep results in; ``None`` is the one that ``lower`` reads.
         threads: of each candidate; ``None`` is one per core.
+        rebuild: first remove what was measured for this graph's products on this machine with as many
+            threads, so that they are measured anew; what other networks and machines have stays.
         progress: told after every candidate.
         seed: of the order of candidates.
 
     Raises:
         BackendError: the target is not this host, the graph has nothing to tune, or no candidate of some
             product ran; says which and why. What was found for the others is kept.
+        ArtifactError: the database cannot be written.
     """
     if target.arch != host_arch():
         raise BackendError(
@@ -107,21 +115,25 @@ def tune(
     made_for = machine(target)
     count = threads or cores()
     store = Database(made_for, database or cache_file())
-    known = store.measured()
-    searches = []
-    for task in tasks(fused(imported(graph), made_for)):
-        if task.work is not None:
-            search = Search(task, workload(task.function), made_for, random.Random(seed))
-            search.recall(known.get(search.key, ()), count)
-            searches.append(search)
+    searches = [
+        Search(task, workload(task.function), made_for, random.Random(seed))
+        for task in tasks(fused(imported(graph), made_for))
+        if task.work is not None
+    ]
     if not searches:
         raise BackendError("the graph has no convolution or linear with constant weights, so nothing to tune")
+    store.prepare()
+    if rebuild:
+        store.forget({search.key for search in searches}, count)
+    known = store.read()
+    for search in searches:
+        search.recall(known.measured.get(search.key, ()), count)
     with Child(made_for, count) as child:
         run = _Run(searches, store, child, count, seconds, progress or (lambda _: None))
         run.search()
         run.final()
     _fail_if_none(searches)
-    return Tuned(tuple(searches), tuple(run.curve), child.crashes)
+    return Tuned(tuple(searches), tuple(run.curve), child.crashes, known.warnings(store.path))
 
 
 class _Run:
@@ -135,6 +147,8 @@ class _Run:
         self.budget, self.progress = budget, progress
         self.start = time.monotonic()
         self.curve: list[tuple[float, float]] = []
+        self._ran = False
+        self._crashed: list[tuple[Search, Measured]] = []  # kept once something ran
 
     @property
     def seconds(self) -> float:
@@ -143,18 +157,16 @@ class _Run:
     def search(self) -> None:
         """Candidate after candidate, where most may be won."""
         while True:
-            left = [s for s in self.searches if s.open and (s.valid or len(s.tried) < HOPELESS)]
+            left = [s for s in self.searches if s.open and (s.valid or s.failed < HOPELESS)]
             first = [s for s in left if not s.valid]
-            if sum(len(s.tried) for s in first) >= HOPELESS and not any(s.valid for s in self.searches):
+            if sum(s.failed for s in first) >= HOPELESS and not any(s.valid for s in self.searches):
                 return  # nothing runs, whatever the function: it is not the candidates
             if not left or (self.seconds >= 0.9 * self.budget and not first):
                 return
             chosen = max(first or left, key=lambda s: s.promise)
             knobs = chosen.next([s.best[0] for s in self.searches if s.best and _alike(s, chosen)])
             best = chosen.best
-            function = self.child.keep(chosen.key, chosen.task.function)
-            (ms,), (reason,) = self.child.times(function, [knobs], SLOW * best[1] if best else None)
-            self._keep(chosen, Measured(knobs, ms, self.threads), reason)
+            self._time(chosen, [knobs], SLOW * best[1] if best else None)
 
     def final(self) -> None:
         """The best few of each product once more, in turns: the fastest of many is partly the luckiest."""
@@ -163,14 +175,28 @@ class _Run:
             if len(timed) < 2 or self.seconds >= self.budget:
                 continue
             finalists = [knobs for _, _, knobs in timed[:FINALISTS]]
-            function = self.child.keep(search.key, search.task.function)
-            times, reasons = self.child.times(function, finalists, None, FINAL_ROUNDS)
-            for knobs, ms, reason in zip(finalists, times, reasons, strict=True):
-                self._keep(search, Measured(knobs, ms, self.threads, sure=True), reason)
+            self._time(search, finalists, None, FINAL_ROUNDS)
 
-    def _keep(self, search: Search, value: Measured, reason: str) -> None:
-        self.store.add(search.task, search.key, value)
-        search.learn(value.knobs, value.ms, reason)
+    def _time(
+        self, search: Search, knobs: list[Knobs], worst: float | None, rounds: int | None = None
+    ) -> None:
+        function, before = self.child.keep(search.key, search.task.function), self.child.crashes
+        times, reasons = self.child.times(function, knobs, worst, rounds)
+        crashed, sure = self.child.crashes > before, rounds is not None
+        for one, ms, reason in zip(knobs, times, reasons, strict=True):
+            self._keep(search, Measured(one, ms, self.threads, sure, crashed, reason))
+
+    def _keep(self, search: Search, value: Measured) -> None:
+        self._ran = self._ran or value.ms is not None
+        if value.crashed:
+            self._crashed.append((search, value))
+        else:
+            self.store.add(search.task, search.key, value)
+        if self._ran:
+            for of, crash in self._crashed:
+                self.store.add(of.task, of.key, crash)
+            self._crashed.clear()
+        search.learn(value.knobs, value.ms, value.reason)
         total = total_ms(self.searches)
         if total is not None and (not self.curve or total < self.curve[-1][1]):
             self.curve.append((self.seconds, total))

@@ -35,7 +35,7 @@ def tune(
     seconds: Annotated[
         float | None, typer.Option(help="How long at most; what was measured until then is kept.")
     ] = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Throw away the table that is there.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Measure anew what is there.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -47,7 +47,9 @@ def tune(
     from ..frontend import sources
     from ..frontend.input_text import parse_inputs
     from ..latency import tuning
+    from ..threads import checked
 
+    checked(threads)  # said before the model is loaded
     with stage(json) as say:
         say(f"load {source}")
         found = sources.resolve(source, Path("."))

@@ -180,7 +180,7 @@ def tune(
         backend: a backend's name, or ``auto`` for the target's default.
         threads: of the runtime; ``None`` is its default.
         seconds: how long at most; ``None`` measures all there is to measure.
-        rebuild: throw away the table that is there.
+        rebuild: throw away the table that is there; of a backend's own ``tune``, what it has for this model.
         progress: called before each measurement.
 
     Returns:
@@ -190,7 +190,7 @@ def tune(
         InputError: the time is none, or the weights have no values.
         TargetError: the target does not run on this host.
         BackendError: the runtime is missing.
-        ArtifactError: the table is damaged, or another machine's.
+        ArtifactError: the table is damaged, another machine's, or cannot be written.
     """
     if seconds is not None and not seconds > 0:
         raise InputError(f"seconds must be more than 0, got {seconds}")
@@ -211,7 +211,7 @@ def tune(
     own = getattr(chosen, "tune", None)
     if own is not None:
         graph = Pipeline.parse(LOSSLESS).run(graph, Context(goal)).graph
-        return own(graph, goal, seconds=seconds, threads=threads, progress=progress)
+        return own(graph, goal, seconds=seconds, threads=threads, rebuild=rebuild, progress=progress)
     versions = chosen.lower(nothing(), goal).versions
     machine = Machine.here(chosen.name, versions, threads, goal)
     limits = Limits(channel_alignment=goal.channel_alignment, linear_alignment=goal.linear_alignment)

@@ -26,10 +26,10 @@ from graphprune.backends.tvm_import import imported
 from graphprune.backends.tvm_machine import machine
 from graphprune.backends.tvm_pipeline import fused, library, scheduled, tasks
 from graphprune.backends.tvm_schedules import Knobs, default, space
-from graphprune.backends.tvm_tuning import Progress, tune
+from graphprune.backends.tvm_tuning import HOPELESS, Progress, tune
 
 import graphprune
-from graphprune.errors import BackendError
+from graphprune.errors import ArtifactError, BackendError
 from graphprune.target import Target, get, host_arch
 
 CPU = get("cpu")
@@ -155,6 +155,138 @@ def test_a_child_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tvm_child, "MODULE", "tests.no_such_module")
     with pytest.raises(BackendError, match=r"does not start .*no_such_module"):
         tune(net(), CPU, seconds=5, threads=1)
+
+
+@pytest.fixture
+def dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process that would time candidates is killed as it starts."""
+    (tmp_path / "dead_trials.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(tvm_child, "MODULE", "dead_trials")
+
+
+def linear() -> graphprune.Graph:
+    torch.manual_seed(0)
+    return graphprune.trace(nn.Linear(32, 64).eval(), torch.randn(4, 32))
+
+
+@pytest.mark.usefixtures("dead")
+def test_a_machine_on_which_nothing_ran_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        with pytest.raises(BackendError, match=r"no candidate that runs for 3 of 3 .*killed by SIGSEGV"):
+            tune(net(), CPU, seconds=30, threads=1)
+    assert not records()
+    monkeypatch.setattr(tvm_child, "MODULE", "graphprune.backends.tvm_trial")
+    assert all(search.valid for search in tune(net(), CPU, seconds=0.1, threads=1).searches)
+
+
+def test_a_crash_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed twelve times, in the run of an older version or in one where something ran."""
+    (task,) = tasks(fused(imported(linear()), MACHINE))
+    assert task.work is not None
+    store, key = Database(MACHINE), workload(task.function)
+    every = list(dict.fromkeys([default(task.work, MACHINE), *space(task.work, MACHINE)]))
+    for knobs in every:
+        store.add(task, key, Measured(knobs, None, 1, crashed=True, reason="killed by SIGKILL"))
+    old = cache_file().read_text().replace(', "crashed": true, "reason": "killed by SIGKILL"', "")
+    cache_file().write_text(old)
+    (search,) = tune(linear(), CPU, seconds=0.1, threads=1).searches
+    assert search.valid >= 1
+    for knobs in every:
+        store.add(task, key, Measured(knobs, None, 1, crashed=True, reason="killed by SIGKILL"))
+    (search,) = tune(linear(), CPU, seconds=0.1, threads=1).searches
+    assert len(search.tried) == len(every), "those that crashed twice are left alone"
+    assert search.valid >= 1, "what has a time keeps it"
+
+
+def test_failures_of_earlier_runs_do_not_end_a_search() -> None:
+    graph = graphprune.trace(nn.Conv2d(16, 32, 3).eval(), torch.randn(SHAPE))
+    (task,) = [t for t in tasks(fused(imported(graph), MACHINE)) if t.work is not None]
+    assert task.work is not None
+    every = list(dict.fromkeys([default(task.work, MACHINE), *space(task.work, MACHINE)]))
+    assert len(every) > HOPELESS + 1
+    store, key = Database(MACHINE), workload(task.function)
+    for knobs in every[: HOPELESS + 1]:
+        store.add(task, key, Measured(knobs, None, 1, reason="ValueError: no"))
+    (search,) = tune(graph, CPU, seconds=0.1, threads=1).searches
+    assert search.valid >= 1
+    assert len(search.tried) >= HOPELESS + 2
+
+
+def test_all_that_failed_before_is_named() -> None:
+    (task,) = tasks(fused(imported(linear()), MACHINE))
+    assert task.work is not None
+    store, key = Database(MACHINE), workload(task.function)
+    for knobs in dict.fromkeys([default(task.work, MACHINE), *space(task.work, MACHINE)]):
+        store.add(task, key, Measured(knobs, None, 1, reason="ValueError: no"))
+    with pytest.raises(BackendError, match=r"1 of 1 products \(.*: ValueError: no, in an earlier run\)"):
+        tune(linear(), CPU, seconds=0.1, threads=1)
+
+
+def test_rebuilding_measures_these_products_anew() -> None:
+    (task,) = tasks(fused(imported(linear()), MACHINE))
+    knobs = default(task.work, MACHINE)  # type: ignore[arg-type]
+    store, key = Database(MACHINE), workload(task.function)
+    store.add(task, key, Measured(knobs, 1e-9, 1))
+    store.add(task, key, Measured(knobs, 1e-9, 2))
+    store.add(task, "another network's", Measured(knobs, 1e-9, 1))
+    with cache_file().open("ab") as lines:
+        lines.write(b"3\n")
+    kept = cache_file().read_text().splitlines()[1:3]
+    again = tune(linear(), CPU, seconds=0.1, threads=1)
+    assert again.searches[0].best == (knobs, 1e-9)
+    assert "1 lines of" in again.warnings[0]
+    anew = tune(linear(), CPU, seconds=0.1, threads=1, rebuild=True)
+    assert anew.searches[0].best is not None
+    assert anew.searches[0].best[1] > 1e-9
+    assert anew.warnings == ()
+    assert cache_file().read_text().splitlines()[:2] == kept
+    assert all(r["ms"] > 1e-9 for r in records()[2:])
+
+
+DAMAGE = (b"3", b"\xff\xfe\x00", b'{"machine": "cut sho', b"[" * 100_000, b"null", b"\x80{}")
+
+
+def test_damage_is_skipped_and_said() -> None:
+    (task,) = tasks(fused(imported(linear()), MACHINE))
+    knobs = default(task.work, MACHINE)  # type: ignore[arg-type]
+    store, key = Database(MACHINE), workload(task.function)
+    store.add(task, key, Measured(knobs, 2.0, 1))
+    good = json.loads(cache_file().read_text())
+    wrong: list[dict[str, Any]] = [
+        good | {"ms": "fast"}, good | {"ms": float("nan")}, good | {"ms": True}, good | {"threads": "1"},
+        good | {"knobs": [1, 2]}, good | {"knobs": good["knobs"] | {"rows": "1"}}, good | {"workload": 7},
+        good | {"knobs": {"channels": 1}}, {k: v for k, v in good.items() if k != "threads"},
+    ]  # fmt: skip
+    lines = [*DAMAGE, *(json.dumps(one).encode() for one in wrong), cache_file().read_bytes().strip(), b""]
+    cache_file().write_bytes(b"\n".join(lines))
+    contents = store.read()
+    assert contents.measured == {key: [Measured(knobs, 2.0, 1)]}
+    assert contents.skipped == len(DAMAGE) + len(wrong)
+    assert Tvm().lower(linear(), CPU).notes == (
+        "TVM: 1 of 1 products have measured schedules, 0 default",
+        f"TVM: {contents.skipped} lines of {cache_file()} hold no measurement and were skipped; "
+        "graphprune tune --backend tvm --rebuild removes them",
+    )
+
+
+def test_a_schedule_that_no_template_has_is_not_used() -> None:
+    (task,) = tasks(fused(imported(linear()), MACHINE))
+    store, key = Database(MACHINE), workload(task.function)
+    store.add(task, key, Measured(Knobs(3, 1, 14, 7, "banana", "nowhere", 9), 0.001, 1))
+    made = Tvm().lower(linear(), CPU)
+    assert made.notes[0].startswith("TVM: 0 of 1 products have measured schedules, 1 default; ")
+    assert "that their templates do not have, for 1 products" in made.notes[1]
+
+
+def test_an_unreadable_database_means_the_defaults() -> None:
+    cache_file().mkdir(parents=True)
+    made = Tvm().lower(linear(), CPU)
+    assert made.notes[0].startswith("TVM: 0 of 1 products have measured schedules, 1 default; ")
+    assert made.notes[1] == f"TVM: the measured schedules in {cache_file()} cannot be read: Is a directory"
+    for rebuild in (False, True):
+        with pytest.raises(ArtifactError, match=r"cannot be kept in .*tvm.jsonl: Is a directory; .*CACHE"):
+            tune(linear(), CPU, seconds=1, threads=1, rebuild=rebuild)
 
 
 def test_the_backend_tunes_itself() -> None:
