@@ -2,7 +2,8 @@
 
 ``torch.onnx.export`` reads the source of some 500 translating functions at every call, which takes longer
 than the translation of a small network (0.5 s of 0.9, one core of an AMD EPYC). What it reads does not
-change, so within :func:`shared` every export starts from a copy of the first table.
+change, so within :func:`shared` every export starts from a copy of the first table. A translation of an
+operator that torch does not know yet is left out of a table: one that has come since needs a new table.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_tables: dict[int, Any] = {}
+import torch
+
+_tables: dict[tuple[int, int], Any] = {}  # by version of ONNX's operators and number of torch's
 _lock = threading.RLock()  # what is replaced belongs to the process
 
 
@@ -27,10 +30,12 @@ def shared() -> Iterator[None]:
         build = registry.__dict__["from_torchlib"]
 
         def known(cls: Any, opset_version: int) -> Any:
-            if opset_version not in _tables:
-                _tables[opset_version] = build.__func__(cls, opset_version=opset_version)
+            key = opset_version, len(torch._C._dispatch_get_all_op_names())
+            if key not in _tables:
+                _tables.clear()
+                _tables[key] = build.__func__(cls, opset_version=opset_version)
             copy = cls()
-            vars(copy).update(vars(_tables[opset_version]))
+            vars(copy).update(vars(_tables[key]))
             # An export with translations of its own puts them at the front of these lists.
             copy.functions = {target: list(found) for target, found in copy.functions.items()}
             return copy
@@ -49,4 +54,5 @@ def _registry() -> Any:
     except ImportError:
         return None
     known = isinstance(vars(ONNXRegistry).get("from_torchlib"), classmethod)
-    return ONNXRegistry if known and "functions" in vars(ONNXRegistry()) else None
+    counted = hasattr(torch._C, "_dispatch_get_all_op_names")
+    return ONNXRegistry if known and counted and "functions" in vars(ONNXRegistry()) else None

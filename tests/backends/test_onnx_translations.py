@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import onnx
 import pytest
 import torch
@@ -36,6 +39,23 @@ def test_it_is_built_once_and_gives_the_same_files(monkeypatch) -> None:
     assert len(built) == 2, "once by torch itself, once for all that share"
     exported()
     assert len(built) == 3, "behind it torch builds its own again"
+
+
+LATER = """
+import torch, graphprune
+model, x = torch.nn.Sequential(torch.nn.Linear(4, 3)).eval(), torch.ones(2, 4)
+before = "quantized_decomposed::quantize_per_tensor" in torch._C._dispatch_get_all_op_names()
+for precision in (None, "int8"):
+    result = graphprune.optimize(
+        model, x, backend="onnxruntime", precision=precision, calibration=[x], measure=False
+    )
+print(before, result.report.audit.integers)
+"""
+
+
+def test_operators_that_came_after_the_first_export_are_translated() -> None:
+    done = subprocess.run([sys.executable, "-c", LATER], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False", "1.0"], done.stderr
 
 
 def test_translations_of_one_export_stay_its_own() -> None:
