@@ -37,6 +37,7 @@ from .pruning import Pruning, planned
 from .report import AuditSummary, Report
 from .result import Result
 from .target import Target, get
+from .threads import checked
 from .verify import Certificate, compare, require
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def optimize(
         VerificationError: something on the way does not reproduce the original.
         BackendError: the runtime cannot lower the graph.
     """
-    goal = get(target)
+    goal, threads = get(target), checked(threads)
     if around(precision) != "float32":
         goal = replace(goal, floats=around(precision))
     pruning = Pruning(

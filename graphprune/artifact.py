@@ -37,6 +37,7 @@ from .reference import REFERENCE
 from .registry import backends
 from .signature import Signature
 from .target import Target
+from .threads import checked
 
 
 def save(
@@ -162,13 +163,15 @@ def load(directory: str | Path, threads: int | None = None) -> LoadedArtifact:
     Raises:
         ArtifactError: it is incomplete, altered, of a newer format, or not an artifact; says which file.
         BackendError: this host cannot run it.
+        InputError: no runtime is given so many threads.
     """
     return opened(read(directory), threads)
 
 
 def opened(contents: Contents, threads: int | None = None) -> LoadedArtifact:
-    """The artifact in its runtime. Raises BackendError where this host cannot run it."""
+    """The artifact in its runtime, as :func:`load` opens it, with its errors."""
     place, manifest, target = contents.directory, contents.manifest, contents.target
+    threads = checked(threads)
     inputs, outputs = contents.inputs, contents.outputs
     try:
         backend = backends.load(manifest["backend"])()

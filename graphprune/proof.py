@@ -32,6 +32,7 @@ from .reference import read as read_reference
 from .registry import backends
 from .report import AuditSummary
 from .target import host_arch
+from .threads import checked
 from .verify import Certificate, compare, noise_ratio
 
 EMULATED = "proven under emulation, latency not measured"
@@ -141,9 +142,10 @@ def prove(
     Raises:
         ArtifactError: the artifact is incomplete, altered or of a newer format.
         BackendError: it cannot run: no emulator, another architecture, a newer runtime, a crash, too slow.
+        InputError: no runtime is given so many threads.
         VerificationError: there is nothing to compare it with.
     """
-    say = progress or (lambda line: None)
+    say, threads = progress or (lambda line: None), checked(threads)
     contents = read(directory)
     reference = _stored(contents)
     if not emulate:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -182,6 +184,36 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "build").exists()
 
 
+@pytest.mark.parametrize(
+    ("threads", "words"),
+    [
+        (0, "at least 1, got 0"),
+        ("2", "a whole number, or None for the runtime's default, got '2'"),
+        (1.5, "a whole number.* got 1.5"),
+        (True, "a whole number.* got True"),
+        (10**6, "at most .* on this host, which has .* cores, got 1000000"),
+    ],
+)
+def test_threads_that_no_runtime_is_given(tmp_path: Path, threads: Any, words: str) -> None:
+    from graphprune import gates, proof
+
+    built = fast(nn.Linear(3, 2), torch.ones(1, 3)).save(tmp_path / "build")
+    ways: list[Callable[[], Any]] = [
+        lambda: fast(nn.Linear(3, 2), torch.ones(1, 3), threads=threads),
+        lambda: graphprune.load(built, threads),
+        lambda: gates.check(built, threads=threads),
+        lambda: proof.prove(built, threads=threads),
+        lambda: proof.prove(built, threads=threads, emulate=True),
+    ]
+    for way in ways:
+        with pytest.raises(InputError, match=f"threads must be {words}"):
+            way()
+
+
+def test_threads_are_any_whole_number(tmp_path: Path) -> None:
+    assert fast(nn.Linear(3, 2), torch.ones(1, 3), threads=np.int64(2))(torch.ones(1, 3)).shape == (1, 2)
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -267,6 +299,23 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(
     assert words in error
     assert error.count("\n") == 1
     assert sorted(project.rglob("*")) == before
+
+
+def test_too_many_threads_are_refused_before_anything_is_loaded(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast(nn.Linear(3, 2)).save("build")
+    (project / "graphprune.toml").write_text('source = "bad_nets:fine"\nthreads = 100000\n')
+    many = ["--threads", "100000"]
+    for command in (["optimize", "bad_nets:fine", *many], ["optimize", "--recipe", "graphprune.toml"],
+                    ["tune", "bad_nets:fine", *many], ["bench", "build", *many],
+                    ["verify", "build", *many]):  # fmt: skip
+        assert main(command) == 3
+        error = capsys.readouterr().err
+        assert error.startswith("error: threads must be at most")
+        assert error.count("\n") == 1
+    assert main(["check", "build", "--max-bytes", "1MB", *many]) == 2
+    assert capsys.readouterr().err.startswith("error: threads must be at most")
 
 
 def test_a_corrupt_artifact(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

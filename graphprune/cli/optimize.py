@@ -85,6 +85,7 @@ def optimize(
     from .. import recipe as recipes
     from ..compact import check_compression
     from ..destination import free
+    from ..threads import checked
 
     chosen = recipes.read(recipe) if recipe is not None else recipes.Recipe()
     # What the recipe names is relative to it; what a flag names is relative to the working directory.
@@ -103,6 +104,7 @@ def optimize(
     if chosen.source is None:
         raise InputError("no model: give a SOURCE, or a recipe with a source")
     check_compression(chosen.compress)  # said before anything is built
+    checked(chosen.threads)
     out_path = chosen.path("out")
     if out_path is not None and not dry_run:
         free(out_path, bool(chosen.overwrite), "--overwrite")

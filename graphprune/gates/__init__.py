@@ -29,6 +29,7 @@ import torch
 
 from ..errors import InputError
 from ..sittings import in_sittings
+from ..threads import checked
 from .bench import Bench, Measure, Side
 from .limits import Limits
 from .verdict import Finding, Verdict
@@ -73,6 +74,7 @@ def check(
     """
     limits = limits or Limits()
     _check_options(limits, against, inputs, (batch, samples, rounds))
+    threads = checked(threads)
     runs = bool(limits.running) or limits.min_integers is not None
     new = Side.open(directory, threads, runs)
     old = None if against is None else Side.open(against, threads, bool(limits.running))
