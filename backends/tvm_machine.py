@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from graphprune.errors import BackendError, TargetError
+from graphprune.errors import BackendError, TargetError, suggestion
 from graphprune.target import Target, host_arch
 
 TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
@@ -47,7 +47,9 @@ def machine(target: Target) -> Machine:
     """The machine of a target.
 
     Raises:
-        TargetError: it is not one with a CPU that LLVM compiles for.
+        MissingExtraError: tvm is not installed, whose LLVM knows the processors.
+        TargetError: it is not one with a CPU that LLVM compiles for, or LLVM does not know its processor or a
+            feature: it would compile for any processor instead.
     """
     if target.arch not in TRIPLES:
         raise TargetError(
@@ -63,8 +65,51 @@ def machine(target: Target) -> Machine:
         llvm["mattr"] = list(target.features)
     if target.arch == "aarch64" and not any("neon" in f for f in target.features):
         llvm["mattr"] = ["+neon", *llvm.get("mattr", [])]
+    _check_known(target)
     vector, tile = _registers(target.arch, llvm)
     return Machine(llvm, vector, tile)
+
+
+def _check_known(target: Target) -> None:
+    from .tvm_runtime import package
+
+    name, arch = target.processor, target.arch
+    if name and not package().target.codegen.llvm_is_valid_cpu(name, TRIPLES[arch]):
+        raise TargetError(
+            f"target {target.name!r}: LLVM knows no {arch} processor {name!r}"
+            f"{suggestion(name, _processors(arch))}"
+        )
+    for feature in target.features:
+        sign, word = feature[:1], feature[1:]
+        if sign not in ("+", "-"):
+            raise TargetError(
+                f"target {target.name!r}: feature {feature!r} is neither asked for nor left out; "
+                f"write '+{feature}' or '-{feature}'"
+            )
+        if word not in _all_features(arch) and word not in _features(name, arch, f"+{word}"):
+            raise TargetError(
+                f"target {target.name!r}: LLVM knows no {arch} feature {word!r}"
+                f"{suggestion(word, _all_features(arch))}"
+            )
+
+
+@cache
+def _processors(arch: str) -> frozenset[str]:
+    """LLVM's list, without its second names (``apple-m1``)."""
+    from .tvm_runtime import package
+
+    tvm = package()
+    known = tvm.target.codegen.llvm_get_cpu_archlist(
+        tvm.target.Target({"kind": "llvm", "mtriple": TRIPLES[arch]})
+    )
+    return frozenset(str(name) for name in known)
+
+
+@cache
+def _all_features(arch: str) -> frozenset[str]:
+    """Those that some processor has. A few more exist, which LLVM has to be asked for one by one, and it
+    writes to standard error of those that do not exist."""
+    return frozenset().union(*(_features(name, arch) for name in _processors(arch)))
 
 
 def _registers(arch: str, llvm: Mapping[str, Any]) -> tuple[int, int]:
@@ -77,11 +122,12 @@ def _registers(arch: str, llvm: Mapping[str, Any]) -> tuple[int, int]:
 
 
 @cache
-def _features(processor: str, arch: str = "x86_64") -> frozenset[str]:
+def _features(processor: str, arch: str = "x86_64", *more: str) -> frozenset[str]:
     from .tvm_runtime import package
 
+    asked = {"mcpu": processor} if processor else {}
     found = package().target.codegen.llvm_get_cpu_features(
-        package().target.Target({"kind": "llvm", "mtriple": TRIPLES[arch], "mcpu": processor})
+        package().target.Target({"kind": "llvm", "mtriple": TRIPLES[arch], "mattr": [*more], **asked})
     )
     return frozenset(str(name) for name in found)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from graphprune.backends.tvm_runtime import architecture, cores
 import graphprune
 from graphprune.backend import Lowered
 from graphprune.errors import BackendError, InputError, TargetError
-from graphprune.target import Target, get, host_arch
+from graphprune.target import Target, get, host_arch, known
 from tests.backends.conftest import Everything, Opened, convolutional
 from tests.passes.quantizing import Block, images
 
@@ -316,6 +318,48 @@ def test_a_library_for_a_processor_that_has_more(opened: Any) -> None:
     facts["llvm"]["mattr"] = ["+sve2" if host_arch() == "x86_64" else "+avx512f"]
     with pytest.raises(BackendError, match="which this processor lacks; build it here"):
         Tvm().open({**made.files, "tvm.json": json.dumps(facts).encode()}, made.inputs, made.outputs, CPU)
+
+
+@pytest.mark.parametrize(
+    ("arch", "processor", "features", "said"),
+    [
+        (
+            "x86_64",
+            "granitterapids",
+            (),
+            "no x86_64 processor 'granitterapids' (did you mean 'graniterapids'?)",
+        ),
+        ("aarch64", "cortex-a67", (), "no aarch64 processor 'cortex-a67' (did you mean 'cortex-a"),
+        ("aarch64", "graniterapids", (), "no aarch64 processor 'graniterapids'"),
+        ("x86_64", "skylake-avx512", ("+avx512vnmi",), "'avx512vnmi' (did you mean 'avx512vnni'?)"),
+        ("aarch64", "cortex-a76", ("-dotprd",), "no aarch64 feature 'dotprd' (did you mean 'dotprod'?)"),
+        ("aarch64", "", ("dotprod",), "write '+dotprod' or '-dotprod'"),
+    ],
+)
+def test_a_processor_that_llvm_does_not_know(
+    arch: str, processor: str, features: tuple[str, ...], said: str
+) -> None:
+    """LLVM itself would compile for any processor, and say so to standard error only."""
+    with pytest.raises(TargetError, match=re.escape(said)):
+        tvm_machine.machine(Target("edge", arch, processor=processor, features=features))
+
+
+def test_names_that_llvm_knows(capfd: pytest.CaptureFixture[str]) -> None:
+    for target in known().values():
+        if target.arch in tvm_machine.TRIPLES:
+            tvm_machine.machine(target)
+    tvm_machine.machine(Target("edge", "aarch64", features=("+reserve-x18", "-dotprod")))
+    assert capfd.readouterr().err == ""
+
+
+def test_what_the_linker_said_is_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("g++", "gcc", "clang", "cc", "c++"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'ld: cannot find -lstdc++' >&2; exit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    graph = graphprune.trace(nn.Linear(3, 2).eval(), torch.zeros(1, 3))
+    with pytest.raises(BackendError, match=r"the library does not link: ld: cannot find -lstdc\+\+$"):
+        Tvm().lower(graph, CPU)
 
 
 @pytest.mark.skipif(
