@@ -118,8 +118,19 @@ def library(module: tvm.IRModule, machine: Machine, linker: str | None) -> bytes
         try:
             program.export_library(str(path), **options)
         except Exception as error:
-            raise BackendError(f"the library does not link: {first_line(error)}") from error
+            raise BackendError(f"the library does not link: {_linker_said(error)}") from error
         return path.read_bytes()
+
+
+def _linker_said(error: Exception) -> str:
+    """The line of a compiler's text that has the reason: neither a heading, as TVM's own, nor a warning.
+
+    >>> _linker_said(RuntimeError("Compilation error:\\nld: cannot find -lm\\n\\nCommand line: g++ -shared"))
+    'ld: cannot find -lm'
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    said = (line for line in lines if line and not line.endswith(":") and "warning:" not in line)
+    return next(said, first_line(error))
 
 
 @tvm.transform.module_pass(opt_level=0, name="Finished")
