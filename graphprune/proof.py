@@ -24,7 +24,7 @@ from .artifact import opened, rewrite
 from .backend import Lowered
 from .contents import REPORT, Contents, read
 from .emulation.emulator import Emulator, find
-from .emulation.machine import TIMEOUT, call, suits
+from .emulation.machine import TIMEOUT, call, emulable, suits
 from .errors import VerificationError
 from .gates.inputs import draw
 from .reference import REFERENCE, Reference, judge
@@ -150,9 +150,13 @@ def prove(
     reference = _stored(contents)
     if not emulate:
         return _here(str(directory), contents, reference, threads, say)
+    emulable(contents)  # setting an emulator up takes a download, so what no emulator helps comes first
+    mine = _answers_here(contents, reference)
+    if reference is None and mine is None:
+        raise VerificationError(_nothing(contents))
     machine = emulator if isinstance(emulator, Emulator) else find(emulator)
     suits(contents, machine)
-    return _emulated(str(directory), contents, reference, machine, threads or 1, timeout, say)
+    return _emulated(str(directory), contents, reference, mine, machine, threads or 1, timeout, say)
 
 
 def _here(
@@ -183,14 +187,12 @@ def _here(
 
 
 def _emulated(
-    name: str, contents: Contents, reference: Reference | None, machine: Emulator, threads: int,
-    timeout: float, say: Callable[[str], None],
+    name: str, contents: Contents, reference: Reference | None, mine: Reference | None, machine: Emulator,
+    threads: int, timeout: float, say: Callable[[str], None],
 ) -> Proof:  # fmt: skip
     notes = []
-    mine = _answers_here(contents, reference)
     wanted = reference or mine
-    if wanted is None:
-        raise VerificationError(_nothing(contents))
+    assert wanted is not None
     if reference is None:
         notes.append(_why_not_stored(contents))
     say(f"run {name} on an emulated {machine.processor(contents.target.processor).model}")

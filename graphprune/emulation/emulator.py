@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cache import directory
 from ..errors import BackendError
 
 RECORD = "emulator.json"
@@ -176,9 +177,8 @@ def overlay(system: Path, root: Path, processor: Processor) -> None:
 
 
 def default_folder() -> Path:
-    """Where an emulator is set up and looked for when no folder is named: the user's cache directory."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "graphprune" / "arm"
+    """Where an emulator is set up and looked for when no folder is named (:mod:`graphprune.cache`)."""
+    return directory("arm")
 
 
 def places() -> list[Path]:

@@ -42,19 +42,25 @@ class Answer:
     notes: tuple[str, ...] = ()
 
 
-def suits(contents: Contents, emulator: Emulator) -> None:
-    """Raise a BackendError that says why the emulator cannot run an artifact, if so."""
+def emulable(contents: Contents) -> None:
+    """Raise a BackendError that says why no emulator can run an artifact, if so."""
     target, backend = contents.target, contents.manifest["backend"]
     what = f"the artifact {contents.directory}"
-    if target.arch != "aarch64":
-        raise BackendError(
-            f"{what} is for {target.name} ({target.arch}), the emulator is aarch64; build with target='arm'"
-        )
     if backend not in PACKAGES:
         raise BackendError(
             f"{what} is of the backend {backend!r}, which is not emulated ({', '.join(PACKAGES)} are); "
             "verify it on a host of its own"
         )
+    if target.arch != "aarch64":
+        raise BackendError(
+            f"{what} is for {target.name} ({target.arch}), the emulator is aarch64; build with target='arm'"
+        )
+
+
+def suits(contents: Contents, emulator: Emulator) -> None:
+    """Raise a BackendError that says why the emulator cannot run an artifact, if so."""
+    emulable(contents)
+    backend, what = contents.manifest["backend"], f"the artifact {contents.directory}"
     package = PACKAGES[backend]
     there, made = emulator.versions.get(package), contents.manifest["versions"].get(package)
     if there is None:

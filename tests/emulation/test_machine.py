@@ -14,8 +14,8 @@ from torch import nn
 import graphprune
 from graphprune import proof
 from graphprune.contents import read
-from graphprune.emulation.emulator import Emulator, find
-from graphprune.emulation.machine import call, suits
+from graphprune.emulation.emulator import Emulator, find, places
+from graphprune.emulation.machine import call, emulable, suits
 from graphprune.errors import BackendError
 from tests.emulation.machines import pretended
 
@@ -149,14 +149,29 @@ def test_a_library_of_a_newer_tvm(built, tmp_path, there, said) -> None:
 def test_an_artifact_for_another_architecture(tmp_path) -> None:
     result = graphprune.optimize(net(), image(), target="x86", measure=False)
     with pytest.raises(BackendError, match=r"is for x86 \(x86_64\), the emulator is aarch64"):
-        proof.prove(result.save(tmp_path / "a"), emulator=pretended(tmp_path / "arm"), emulate=True)
+        proof.prove(result.save(tmp_path / "a"), emulator=tmp_path / "none", emulate=True)
+
+
+def test_machine_code_for_another_architecture_asks_for_no_emulator(built, tmp_path) -> None:
+    def of_tvm(manifest):
+        return {**manifest, "backend": "tvm", "target": {**manifest["target"], "arch": "x86_64"}}
+
+    contents = read(built)
+    with pytest.raises(BackendError, match=r"\(x86_64\), the emulator is aarch64"):
+        emulable(replace(contents, manifest=of_tvm(contents.manifest)))
 
 
 def test_an_artifact_of_a_backend_that_is_not_emulated(tmp_path) -> None:
     pytest.importorskip("openvino", reason="the artifact is one of OpenVINO's")
     result = graphprune.optimize(net(), image(), target="arm", backend="openvino", measure=False)
     with pytest.raises(BackendError, match="'openvino', which is not emulated"):
-        proof.prove(result.save(tmp_path / "a"), emulator=pretended(tmp_path / "arm"), emulate=True)
+        proof.prove(result.save(tmp_path / "a"), emulator=tmp_path / "none", emulate=True)
+
+
+def test_the_emulator_lies_where_everything_else_is_kept(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("GRAPHPRUNE_EMULATOR", raising=False)
+    monkeypatch.setenv("GRAPHPRUNE_CACHE", str(tmp_path))
+    assert places()[-1] == tmp_path / "arm"
 
 
 def test_no_emulator(built, tmp_path, monkeypatch) -> None:
