@@ -196,6 +196,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_threads_that_no_runtime_is_given(tmp_path: Path, threads: Any, words: str) -> None:
     from graphprune import gates, proof
+    from graphprune.latency.tuning import tune
 
     built = fast(nn.Linear(3, 2), torch.ones(1, 3)).save(tmp_path / "build")
     ways: list[Callable[[], Any]] = [
@@ -204,6 +205,7 @@ def test_threads_that_no_runtime_is_given(tmp_path: Path, threads: Any, words: s
         lambda: gates.check(built, threads=threads),
         lambda: proof.prove(built, threads=threads),
         lambda: proof.prove(built, threads=threads, emulate=True),
+        lambda: tune(nn.Linear(3, 2), torch.ones(1, 3), threads=threads),
     ]
     for way in ways:
         with pytest.raises(InputError, match=f"threads must be {words}"):

@@ -23,6 +23,7 @@ from ..original import Original
 from ..pipeline import LOSSLESS, Context, Pipeline
 from ..plans.candidates import Candidates, Limits
 from ..target import Target, get, host_arch
+from ..threads import checked
 from .model import FINE, HALF, WHOLE, LatencyModel, Wanted
 from .stopwatch import Stopwatch, nothing
 from .table import Machine, Table
@@ -194,7 +195,7 @@ def tune(
     """
     if seconds is not None and not seconds > 0:
         raise InputError(f"seconds must be more than 0, got {seconds}")
-    goal = get(target)
+    goal, threads = get(target), checked(threads)
     if not goal.runs_here:
         raise TargetError(
             f"latency is measured, and target {goal.name!r} is {goal.arch} while this host is {host_arch()}"
