@@ -65,24 +65,30 @@ def attempt(path: Path) -> None:
     lacks, and removed again.
 
     Raises:
-        OSError: nothing can be made there.
+        OSError: nothing can be made there; names ``path``.
     """
-    lacking = [p for p in (path, *path.parents) if not os.path.lexists(p.parent)]
-    partial = _sibling(lacking[-1].parent if lacking else path, "partial")
-    partial.mkdir()
-    partial.rmdir()
+    with _naming(path):
+        lacking = [p for p in (path, *path.parents) if not os.path.lexists(p.parent)]
+        partial = _sibling(lacking[-1].parent if lacking else path, "partial")
+        partial.mkdir()
+        partial.rmdir()
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Make the file ``path`` hold exactly ``content``, its parents included.
 
     Raises:
-        OSError: it could not be written; what was there is as it was and nothing else is left.
+        OSError: it could not be written; what was there is as it was and nothing else is left. It names
+            ``path``.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        path.write_bytes(content)  # a device or a pipe, which cannot be replaced
-        return
-    path = path.resolve()
+    with _naming(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(content)  # a device or a pipe, which cannot be replaced
+        else:
+            _replace(path.resolve(), content)
+
+
+def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _sibling(path, "partial")
     try:
@@ -113,6 +119,16 @@ def clean_up(directory: Path) -> None:
         with _locked(path) as free:
             if free:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors name the path that was given, not what is made on the way to it."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
 
 
 def _sibling(directory: Path, kind: str) -> Path:

@@ -401,11 +401,18 @@ def test_inputs_that_make_different_numbers_of_calls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("x.npz", b"no"), ("x.pt", b"no"), ("x.npz", b""), ("x.csv", b"")]
+    ("name", "content", "says"),
+    [
+        ("x.npz", b"no", "does not read as tensors: ."),
+        ("x.pt", b"no", "holds objects other than tensors, and nothing in it is executed"),
+        ("x.npz", b"", "does not read as tensors: it is empty, or ends too early"),
+        ("x.pt", b"", "does not read as tensors: it is empty, or ends too early"),
+        ("x.csv", b"", "is not read; give"),
+    ],
 )
-def test_files_that_are_none(tmp_path: Path, name: str, content: bytes) -> None:
+def test_files_that_are_none(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match="x"):
+    with pytest.raises(InputError, match=says):
         read(tmp_path / name, PAIR, samples=1)
 
 
@@ -580,12 +587,24 @@ def test_a_report_that_cannot_be_written_is_found_at_once(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    for junit in (tmp_path, tmp_path / "file" / "check.xml"):
-        assert main(["check", "old", "--junit", str(junit)]) == 2
+    places = (tmp_path, tmp_path / "file" / "check.xml", Path("/proc/check.xml"), Path("/proc/no/check.xml"))
+    for junit in places:
+        assert main(["check", "absent", "--junit", str(junit)]) == 2  # before the artifact is looked at
         output = capsys.readouterr()
         assert output.out == ""
         [line] = output.err.splitlines()
-        assert line.startswith("error: ")
+        assert line.startswith(f"error: {junit}: ")
+
+
+def test_two_reports_are_two_files(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "check.out"
+    report.write_text("mine")
+    (tmp_path / "link").symlink_to(report)
+    for other in (report, tmp_path / "link"):
+        assert main(["check", "old", "--junit", str(report), "--json", str(other)]) == 2
+        assert f"--junit and --json both name {other}" in capsys.readouterr().err
+    assert report.read_text() == "mine"
+    assert main(["check", "old", "--junit", os.devnull, "--json", os.devnull]) == 0
 
 
 def test_no_report_of_an_earlier_check_survives_a_defect(

@@ -68,6 +68,11 @@ def check(
 ) -> None:
     """Hold an artifact to limits: one line each, and an exit code that fails a build."""
     quiet = json == STANDARD_OUTPUT
+    if _same(junit, json):
+        print(
+            f"error: --junit and --json both name {json}, which holds one of them; give two", file=sys.stderr
+        )
+        raise typer.Exit(UNJUDGED)
     try:
         _clear(junit, json)
         from .. import gates
@@ -105,6 +110,14 @@ def check(
         raise typer.Exit(BROKEN)
 
 
+def _same(junit: Path | None, json: Path | None) -> bool:
+    """Whether both reports are one file, which the second would replace."""
+    if junit is None or json is None or json == STANDARD_OUTPUT:
+        return False
+    device = junit.exists() and not junit.is_file()
+    return junit.resolve() == json.resolve() and not device
+
+
 def _unjudged(
     error: Exception, directory: Path, against: Path | None, junit: Path | None, json: Path | None
 ) -> None:
@@ -136,10 +149,15 @@ def _write(found: Verdict, junit: Path | None, json: Path | None) -> None:
 
 def _clear(*reports: Path | None) -> None:
     """Whatever happens, no report of an earlier check is left; what cannot be a report is an error now."""
+    from ..atomic import attempt
+
     for report in reports:
         if report is None or report == STANDARD_OUTPUT:
             continue
         if report.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(report))
+        if report.exists() and not report.is_file():
+            continue  # a device or a pipe
+        attempt(report)
         if report.is_file():
             report.resolve().unlink()

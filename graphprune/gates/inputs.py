@@ -139,8 +139,16 @@ def _load(path: Path) -> Any:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{path} does not read as tensors: {reason}") from error
+        raise InputError(f"{path} does not read as tensors: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a file does not read, in one line."""
+    if isinstance(error, EOFError):
+        return "it is empty, or ends too early"
+    if isinstance(error, pickle.UnpicklingError):  # torch's own text tells to execute what is in the file
+        return "it is damaged, or holds objects other than tensors, and nothing in it is executed"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _named(path: Path, found: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
