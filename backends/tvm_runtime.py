@@ -27,9 +27,10 @@ from typing import Any
 import torch
 
 from graphprune.backend import TensorSpec
-from graphprune.errors import BackendError, MissingExtraError
+from graphprune.errors import BackendError, MissingExtraError, described
 from graphprune.target import host_arch
 from graphprune.threads import checked
+from graphprune.versions import installed
 
 from .exported import first_line
 from .flat_inputs import Check, results
@@ -56,13 +57,22 @@ def package() -> Any:
         import tvm
     except ModuleNotFoundError as error:
         if error.name != "tvm":
-            raise BackendError(f"tvm does not import ({error}); pip install 'graphprune[tvm]'") from error
+            raise _broken(error) from error
         raise MissingExtraError("apache-tvm", "tvm", "backend='tvm'") from error
-    except (ImportError, OSError) as error:
-        raise BackendError(
-            f"tvm does not import ({first_line(error)}); pip install 'graphprune[tvm]'"
-        ) from error
+    except Exception as error:  # a library that is not there, a tvm-ffi of another version …
+        raise _broken(error) from error
+    if tvm.__file__ is None:  # a folder of that name somewhere on sys.path
+        raise MissingExtraError("apache-tvm", "tvm", "backend='tvm'")
     return tvm
+
+
+def _broken(error: Exception) -> BackendError:
+    found = [f"{name} {installed(name)}" for name in ("apache-tvm", "apache-tvm-ffi") if installed(name)]
+    here = f"; installed: {', '.join(found)}" if found else ""
+    return BackendError(
+        f"tvm does not import ({described(error)}{here}); "
+        "pip install 'graphprune[tvm]' brings what fits together"
+    )
 
 
 def cores() -> int:

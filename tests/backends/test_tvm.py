@@ -280,6 +280,35 @@ def test_tvm_and_numpy_alone_run_a_library(opened: Any, tmp_path: Path) -> None:
     assert torch.equal(found, built(torch.ones(1, 3, 12, 12)))
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "raise RuntimeError('ffi\\nmismatch')",
+            "tvm does not import (RuntimeError: ffi; installed: apache-tvm ",
+        ),
+        ("import tvm_ffi; tvm_ffi.nothing", "(AttributeError: module 'tvm_ffi' has no attribute 'nothing'; "),
+        ("import tvm.absent", "(ModuleNotFoundError: No module named 'tvm.absent'; "),
+        ("", "apache-tvm', which is not installed: pip install 'graphprune[tvm]'"),
+    ],
+)
+def test_a_tvm_that_does_not_import(
+    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tvm").mkdir()
+    if line:
+        (tmp_path / "tvm" / "__init__.py").write_text(line)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *(sys.path if line else ())])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tvm"]:
+        monkeypatch.delitem(sys.modules, name)
+    for _ in range(2):
+        reason = Tvm().unrunnable(CPU)
+        assert reason is not None
+        assert said in reason
+        assert "pip install 'graphprune[tvm]'" in reason
+        assert "\n" not in reason
+
+
 # -- another machine ------------------------------------------------------------------------------------
 
 ELSEWHERE = Target("board", "aarch64" if host_arch() == "x86_64" else "x86_64", portable=False)
