@@ -215,20 +215,25 @@ def test_a_backend_with_a_tuner_of_its_own_runs_that(monkeypatch: pytest.MonkeyP
     assert asked == {"seconds": 3, "threads": 2, "rebuild": True, "progress": None, "target": "cpu"}
 
 
-def test_tvm_searches_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tvm_searches_schedules(
+    cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The search itself is stood in for; what the command hands over and prints is not."""
     pytest.importorskip("tvm", reason="the module of the search imports it")
     from graphprune.backends import tvm_tuning
 
+    rebuilt: list[bool] = []
+
     class Found:
         valid, tried, best = 3, {"a": 1.0, "b": 2.0, "c": None, "d": 4.0}, ("a", 1.5)
-        task = SimpleNamespace(calls=2)
+        task = SimpleNamespace(name="conv", calls=2)
 
     def search(graph: graphprune.Graph, target: Target, **options: Any) -> tvm_tuning.Tuned:
         assert options["seconds"] == 7
         assert options["threads"] == 1
+        rebuilt.append(options["rebuild"])
         options["progress"](tvm_tuning.Progress(2.0, 7.0, 4, 3, 3.0, "conv", 0))
-        return tvm_tuning.Tuned((Found(),), (), 1)  # type: ignore[arg-type]
+        return tvm_tuning.Tuned((Found(),), (), 1, ("w",))  # type: ignore[arg-type]
 
     monkeypatch.setattr(tvm_tuning, "tune", search)
     seen: list[tuple[float, float, str]] = []
@@ -239,6 +244,16 @@ def test_tvm_searches_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
         "1 products, 3 of 4 schedules run", "the products' best times add up to 3 ms",
         "the child process was started again 1 times",
     )  # fmt: skip
+    command = ["tune", "tuned_nets:small", "--backend", "tvm", "--threads", "1", "--seconds", "7"]
+    assert main([*command, "--rebuild", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert rebuilt == [False, True]
+    assert found.pop("seconds") >= 0
+    assert found.pop("machine")["threads"] == 1
+    assert found == {
+        "database": str(cache / "tvm.jsonl"), "tried": 4, "valid": 3, "best_ms": 3.0, "restarts": 1,
+        "products": [{"name": "conv", "calls": 2, "tried": 4, "valid": 3, "best_ms": 1.5}], "warnings": ["w"],
+    }  # fmt: skip
 
 
 def test_what_cannot_be_measured_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,15 +62,15 @@ def tune(
             found.model, example_inputs, example_kwargs=example_kwargs, target=target, backend=backend,
             threads=threads, seconds=seconds, rebuild=rebuild, progress=progress,
         )  # fmt: skip
-    lines = tuned.lines if isinstance(tuned, tuning.Tuned) else _own(tuned)
+    lines = _lines(tuned)
     if json:
-        print_json(tuned.to_json() if isinstance(tuned, tuning.Tuned) else {"result": lines})
+        print_json(tuned.to_json() if hasattr(tuned, "to_json") else {"result": lines})
     else:
         print("\n".join(lines))
 
 
-def _own(tuned: Any) -> list[str]:
-    """What a backend's own tuner gave."""
+def _lines(tuned: Any) -> list[str]:
+    """What the table's tuner gave, or a backend's own, which may be anything."""
     return [str(line) for line in getattr(tuned, "lines", (tuned,))]
 
 
