@@ -13,11 +13,12 @@ graphprune.errors.TargetError: target 'mine': ONNX Runtime has no execution prov
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Sequence
 
 import onnxruntime as ort
 
-from graphprune.errors import TargetError, suggestion
+from graphprune.errors import TargetError
 from graphprune.target import Target
 
 _OWN = "install {} in place of onnxruntime"
@@ -59,9 +60,16 @@ def check_names(target: Target) -> None:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    """The suggestion for a name; mostly it is the capitals that are wrong."""
-    alike = [other for other in known if other.lower() == name.lower()]
-    return suggestion(name, alike or known)
+    """The suggestion for a name, or which are here. What all names end with makes none of them near."""
+    stems = {_stem(other): other for other in sorted(known)}
+    close = difflib.get_close_matches(_stem(name), stems, n=1)
+    if close:
+        return f" (did you mean {stems[close[0]]!r}?)"
+    return f"; here are {', '.join(ort.get_available_providers())}"
+
+
+def _stem(name: str) -> str:
+    return name.lower().removesuffix("provider").removesuffix("execution")
 
 
 def brings(provider: str) -> str:

@@ -41,6 +41,7 @@ class Recipe:
         out: the artifact directory.
         overwrite: whether ``out`` may exist.
         pipeline: the passes, in textual form.
+        providers: ONNX Runtime's execution providers, the preferred one first.
         inputs: example inputs, ``[NAME=]SHAPE[:DTYPE]`` each.
         calibration, evaluate: ``module:attribute`` of an iterable (or a function that returns one) and of a
             function from module to score.
@@ -62,6 +63,7 @@ class Recipe:
     out: str | None = None
     pipeline: str | None = None
     backend: str | None = None
+    providers: tuple[str, ...] | None = None
     inputs: tuple[str, ...] | None = None
     dynamic_batch: bool | None = None
     threads: int | None = None
@@ -115,6 +117,7 @@ _TYPES: Mapping[str, type] = {
     **dict.fromkeys(("macs", "params", "bytes", "max_drop"), float),
     **dict.fromkeys(("threads", "seed"), int),
     "inputs": list,
+    "providers": list,
 }
 _WORDS = {
     str: "a text",

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import graphprune
 from graphprune import versions
 from graphprune.cli import app, main
+from graphprune.contents import read
 from graphprune.errors import GraphpruneError
 from graphprune.registry import passes
 
@@ -114,6 +115,49 @@ def test_a_recipe_with_flags_over_it(here: Path, capsys: pytest.CaptureFixture[s
     assert report["pipeline"] == "fold-batch-norm"
     assert report["inputs"][0]["shape"] == [1, 3, 8, 8]
     assert graphprune.load(folder / "from_recipe").manifest["pipeline"] == "fold-batch-norm"
+
+
+CUDA = "CUDAExecutionProvider"
+
+
+@pytest.mark.parametrize("recipe", [False, True])
+def test_execution_providers(here: Path, capsys: pytest.CaptureFixture[str], recipe: bool) -> None:
+    arguments = ["cli_nets:small", "--providers", f"{CUDA}, CPUExecutionProvider", "--backend", "onnxruntime"]
+    if recipe:
+        (here / "providers.toml").write_text(
+            f'source = "cli_nets:small"\nproviders = ["{CUDA}", "CPUExecutionProvider"]\n'
+            'backend = "onnxruntime"\n'
+        )
+        arguments = ["--recipe", "providers.toml"]
+    place = f"provided-{recipe}"
+    assert main(["optimize", *arguments, "--target", "x86", "--no-measure", "--out", place]) == 0
+    assert f"{CUDA} is not in this onnxruntime" in " ".join(capsys.readouterr().out.split())
+    kept = read(here / place).target
+    assert (kept.name, kept.providers) == ("x86", (CUDA, "CPUExecutionProvider"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--providers", "CudaExecutionProvider"], f"did you mean '{CUDA}'?"),
+        (["--providers", "CPU"], "did you mean 'CPUExecutionProvider'?"),
+        (["--providers", "CPUExecutionProvider,FooProvider"], "'FooProvider'; here are "),
+        (["--providers", ""], "names no execution provider"),
+        (
+            ["--providers", CUDA, "--backend", "openvino,tvm"],
+            "ONNX Runtime's, and the backend is openvino,tvm",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_execution_providers_are_checked_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    assert main(["optimize", "cli_nets:small", *options]) == 3
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.startswith("error: ")
+    assert "Js" not in error
 
 
 def test_a_budget_prunes_and_a_dry_run_only_shows_it(

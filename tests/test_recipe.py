@@ -17,6 +17,7 @@ target = "arm"
 out = "build/small"
 backend = "auto"
 inputs = ["1x3x8x8"]
+providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 dynamic-batch = true
 threads = 2
 verify = true
@@ -75,6 +76,7 @@ def test_every_option(tmp_path: Path) -> None:
         measure=False, overwrite=True, compress="zstd", seed=3, calibration="data:batches",
         evaluate="data:accuracy", dump="stages", macs=0.5, params=1000, bytes=4096.0, latency="5ms",
         repair=False, precision="int8", max_drop=0.01, allow_float=True, directory=tmp_path,
+        providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
     )  # fmt: skip
     assert recipe.path("out") == tmp_path / "build" / "small"
     assert all(getattr(recipe, f.name) is not None for f in fields(Recipe) if f.name != "iterate")

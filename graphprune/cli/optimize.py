@@ -14,6 +14,7 @@ from .console import Debug, Json, print_json, stage
 if TYPE_CHECKING:
     from ..recipe import Recipe
     from ..result import Result
+    from ..target import Target
 
 _OBJECTS = ("source", "calibration", "evaluate")  # options that name Python objects, found from a directory
 
@@ -30,6 +31,12 @@ def optimize(
     recipe: Annotated[Path | None, typer.Option(help="A recipe file; flags override it.")] = None,
     pipeline: Annotated[str | None, typer.Option(help="Passes in textual form; default: lossless.")] = None,
     backend: Annotated[str | None, typer.Option(help="A backend's name, or auto.")] = None,
+    providers: Annotated[
+        str | None,
+        typer.Option(
+            help="ONNX Runtime's execution providers, commas between them, the preferred one first."
+        ),
+    ] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", help="Example input, [NAME=]SHAPE[:DTYPE], as in 1x3x224x224; repeatable."),
@@ -94,7 +101,7 @@ def optimize(
         "inputs": tuple(inputs) if inputs else None, "dynamic_batch": dynamic_batch, "threads": threads,
         "seed": seed, "verify": verify, "measure": measure, "overwrite": overwrite,
         "calibration": calibration, "evaluate": evaluate, "dump": _absolute(dump),
-        "compress": compress,
+        "compress": compress, "providers": None if providers is None else tuple(providers.split(",")),
         "macs": macs, "params": params, "bytes": bytes, "latency": latency, "repair": repair,
         "precision": precision, "max_drop": max_drop, "allow_float": allow_float,
     }  # fmt: skip
@@ -105,12 +112,13 @@ def optimize(
         raise InputError("no model: give a SOURCE, or a recipe with a source")
     check_compression(chosen.compress)  # said before anything is built
     checked(chosen.threads)
+    goal = _goal(chosen)
     out_path = chosen.path("out")
     if out_path is not None and not dry_run:
         free(out_path, bool(chosen.overwrite), "--overwrite")
     with stage(json) as say:
-        plan: Any = _settled(chosen, places, say, dry_run=True) if dry_run else None
-        result = build(chosen, places, say) if plan is None else None
+        plan: Any = _settled(chosen, goal, places, say, dry_run=True) if dry_run else None
+        result = build(chosen, goal, places, say) if plan is None else None
         if out_path is not None and result is not None:
             say(f"write {out_path}")
             out_path = result.save(out_path, overwrite=bool(chosen.overwrite), compress=chosen.compress)
@@ -123,13 +131,41 @@ def optimize(
         print(f"artifact: {out_path}" if out_path is not None else "artifact: not written (no --out)")
 
 
-def build(recipe: Recipe, places: dict[str, Path], say: Any) -> Result:
-    """Resolve what a recipe names, and optimise."""
-    result: Result = _settled(recipe, places, say)
+def build(recipe: Recipe, goal: str | Target | None, places: dict[str, Path], say: Any) -> Result:
+    """Resolve what a recipe names, and optimise for ``goal``."""
+    result: Result = _settled(recipe, goal, places, say)
     return result
 
 
-def _settled(recipe: Recipe, places: dict[str, Path], say: Any, **more: Any) -> Any:
+def _goal(recipe: Recipe) -> str | Target | None:
+    """The recipe's target, with the execution providers that it names.
+
+    Raises:
+        TargetError: there is no such target, or provider.
+        InputError: there are none, or they would go unheard.
+    """
+    if recipe.providers is None:
+        return recipe.target
+    from ..backends.onnx_providers import check_names
+    from ..target import get
+
+    names = tuple(name.strip() for name in recipe.providers)
+    if not any(names):
+        raise InputError("providers names no execution provider; CPUExecutionProvider is one")
+    backends = {name.strip() for name in (recipe.backend or "auto").split(",")}
+    if backends.isdisjoint({"auto", "onnxruntime"}):
+        raise InputError(
+            f"execution providers are ONNX Runtime's, and the backend is {recipe.backend}; leave providers out, "
+            "or give backend onnxruntime"
+        )
+    goal = replace(get(recipe.target or "cpu"), providers=names)
+    check_names(goal)
+    return goal
+
+
+def _settled(
+    recipe: Recipe, goal: str | Target | None, places: dict[str, Path], say: Any, **more: Any
+) -> Any:
     from .. import api
     from ..calibration import replayed
     from ..frontend import sources
@@ -156,7 +192,6 @@ def _settled(recipe: Recipe, places: dict[str, Path], say: Any, **more: Any) -> 
             "seed",
             "verify",
             "measure",
-            "target",
             "macs",
             "params",
             "bytes",
@@ -167,12 +202,14 @@ def _settled(recipe: Recipe, places: dict[str, Path], say: Any, **more: Any) -> 
         )
         if getattr(recipe, name) is not None
     }
+    if goal is not None:
+        settings["target"] = goal
     if recipe.latency is not None:
         settings["latency"] = _latency(recipe.latency)
     model, notes = source.model, source.notes
     if recipe.iterate is not None:
         model, rounds = _in_rounds(
-            recipe, model, example_inputs, example_kwargs, calibration, evaluate, say, more
+            recipe, goal, model, example_inputs, example_kwargs, calibration, evaluate, say, more
         )
         notes = (*notes, *rounds)
     result = api.optimize(
@@ -185,7 +222,8 @@ def _settled(recipe: Recipe, places: dict[str, Path], say: Any, **more: Any) -> 
 
 
 def _in_rounds(
-    recipe: Recipe, model: Any, inputs: Any, kwargs: Any, calibration: Any, evaluate: Any, say: Any, more: Any
+    recipe: Recipe, goal: str | Target | None, model: Any, inputs: Any, kwargs: Any, calibration: Any,
+    evaluate: Any, say: Any, more: Any,
 ) -> tuple[Any, tuple[str, ...]]:  # fmt: skip
     """The network that the recipe's rounds of pruning and training leave, and what a report says of them."""
     from .. import iterating
@@ -198,7 +236,7 @@ def _in_rounds(
     again = [name for name in ("macs", "params", "bytes", "latency") if getattr(recipe, name) is not None]
     if again:
         raise InputError(f"the recipe's [iterate] has the budget; --{again[0]} would prune once more")
-    options = {"seed": recipe.seed, "target": recipe.target}
+    options = {"seed": recipe.seed, "target": goal}
     done = iterating.run(
         recipe.iterate, model, inputs, kwargs, base=recipe.directory, say=say, calibration=calibration,
         evaluate=evaluate, **{name: value for name, value in options.items() if value is not None},
