@@ -155,8 +155,8 @@ def _goal(recipe: Recipe) -> str | Target | None:
     backends = {name.strip() for name in (recipe.backend or "auto").split(",")}
     if backends.isdisjoint({"auto", "onnxruntime"}):
         raise InputError(
-            f"execution providers are ONNX Runtime's, and the backend is {recipe.backend}; leave providers out, "
-            "or give backend onnxruntime"
+            f"execution providers are ONNX Runtime's, and the backend is {recipe.backend}; leave providers "
+            "out, or give backend onnxruntime"
         )
     goal = replace(get(recipe.target or "cpu"), providers=names)
     check_names(goal)
