@@ -309,6 +309,16 @@ def test_a_tvm_that_does_not_import(
         assert "\n" not in reason
 
 
+@pytest.mark.skipif(host_arch() != "x86_64", reason="what comparing with NaN selects is the processor's")
+@pytest.mark.parametrize(
+    ("module", "wanted"),
+    [(nn.ReLU(), 0.0), (nn.ReLU6(), 6.0), (nn.Hardtanh(-1, 2), 2.0), (nn.Tanh(), 1.0), (nn.GELU(), None)],
+)
+def test_nan_is_what_the_documentation_says(opened: Any, module: nn.Module, wanted: float | None) -> None:
+    (found,) = opened(module, torch.zeros(1, 16)).runner(torch.full((1, 16), torch.nan))
+    assert bool(found.isnan().all()) if wanted is None else bool((found == wanted).all())
+
+
 # -- another machine ------------------------------------------------------------------------------------
 
 ELSEWHERE = Target("board", "aarch64" if host_arch() == "x86_64" else "x86_64", portable=False)
