@@ -190,7 +190,16 @@ def test_the_bounds_hold_as_often_as_they_say() -> None:
 
 @pytest.mark.parametrize(
     ("budget", "ms", "share"),
-    [("5ms", 5.0, None), ("0.8s", 800.0, None), (" 300 us", 0.3, None), (0.5, None, 0.5), (1, None, 1.0)],
+    [
+        ("5ms", 5.0, None),
+        ("0.8s", 800.0, None),
+        (" 300 us", 0.3, None),
+        (0.5, None, 0.5),
+        (1, None, 1.0),
+        ("0.5", None, 0.5),
+        (" .25 ", None, 0.25),
+        ("1", None, 1.0),
+    ],
 )
 def test_budgets_are_shares_or_times(budget: float | str, ms: float | None, share: float | None) -> None:
     goal = Goal.parse(budget)
@@ -198,15 +207,16 @@ def test_budgets_are_shares_or_times(budget: float | str, ms: float | None, shar
 
 
 @pytest.mark.parametrize(
-    "budget", ["fast", "5", "0.5", "5 minutes", "-5ms", "0ms", "", None, True, float("nan")]
+    "budget",
+    ["fast", "5", "0", "-0.5", "1.5", "nan", "5 minutes", "-5ms", "0ms", "", None, True, float("nan")],
 )
 def test_budgets_that_are_neither_are_refused(budget: object) -> None:
     with pytest.raises(InputError, match="latency budget"):
         Goal.parse(budget)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("budget", [0, 0.0, -0.5, 1.5, 5])
-def test_shares_out_of_range_are_refused(budget: float) -> None:
+@pytest.mark.parametrize("budget", [0, 0.0, -0.5, 1.5, 5, "5", "-0.5"])
+def test_shares_out_of_range_are_refused(budget: float | str) -> None:
     with pytest.raises(InputError, match="out of range; it is a share up to"):
         Goal.parse(budget)
 

@@ -195,6 +195,7 @@ def _settled(
             "macs",
             "params",
             "bytes",
+            "latency",
             "repair",
             "precision",
             "max_drop",
@@ -204,8 +205,6 @@ def _settled(
     }
     if goal is not None:
         settings["target"] = goal
-    if recipe.latency is not None:
-        settings["latency"] = _latency(recipe.latency)
     model, notes = source.model, source.notes
     if recipe.iterate is not None:
         model, rounds = _in_rounds(
@@ -244,14 +243,6 @@ def _in_rounds(
     last = done.rounds[-1].parameters if done.rounds else done.before[1]
     summary = f"pruned and trained in {len(done.rounds)} rounds, parameters {done.before[1]:,} → {last:,}"
     return done.module, (summary, *done.notes)
-
-
-def _latency(text: str) -> float | str:
-    """A share as a number, anything else as it is."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _absolute(path: str | None) -> str | None:

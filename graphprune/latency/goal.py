@@ -19,6 +19,7 @@ Samples = tuple[Sequence[float], Sequence[float]]
 """Milliseconds of the smaller and of the whole network, taken in turns: one of each a round."""
 
 _TIME = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(us|µs|ms|s)\s*")
+_NUMBER = re.compile(r"\s*-?(\d+\.?\d*|\.\d+)\s*")
 _MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
 
@@ -36,12 +37,14 @@ class Goal:
 
     @staticmethod
     def parse(budget: float | str) -> Goal:
-        """A budget as users write it: ``0.5``, ``"5ms"``, ``"0.8s"``, ``"300us"``.
+        """A budget as users write it: ``0.5``, ``"0.5"``, ``"5ms"``, ``"0.8s"``, ``"300us"``.
 
         Raises:
             InputError: it is neither, or out of range.
         """
         known = "a share up to 1.0 of the unpruned network's, or a time such as '5ms' or '0.8s'"
+        if isinstance(budget, str) and _NUMBER.fullmatch(budget):
+            budget = float(budget)  # a share, as a command line has it
         if isinstance(budget, str):
             match = _TIME.fullmatch(budget)
             if match is None:
