@@ -69,13 +69,15 @@ def candidates(backend: str, target: Target, *, several: bool = False) -> list[B
         Of several, one whose module does not load is a stand-in that says why it cannot be tried.
 
     Raises:
-        RecipeError: no backend has that name, or the only one does not load.
+        RecipeError: no backend has that name, the only one does not load, or ``auto`` is one of several.
     """
     if backend == "auto":
         others = [name for name in backends.entries if name != target.backend] if several else []
         names = [target.backend, *others]
     else:
         names = list(dict.fromkeys(name.strip() for name in backend.split(",")))
+        if "auto" in names:
+            raise RecipeError(f"backend {backend!r}: auto is all that are installed, and stands alone")
     found: list[Backend] = []
     for name in names:
         try:
