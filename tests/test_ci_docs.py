@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 from tests import markdown
 
@@ -74,7 +75,6 @@ def commands(document: Any) -> list[str]:
 
 
 def test_the_yaml_files_run_the_script_and_report_what_it_writes() -> None:
-    yaml = pytest.importorskip("yaml")
     github, gitlab = (yaml.safe_load(block.code) for block in BLOCKS if block.language == "yaml")
     assert commands(github) == commands(gitlab) == ["sh check.sh"]
     [upload] = [s for s in github["jobs"]["check"]["steps"] if "upload" in s.get("uses", "")]
