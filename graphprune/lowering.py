@@ -77,7 +77,7 @@ def candidates(backend: str, target: Target, *, several: bool = False) -> list[B
     else:
         names = list(dict.fromkeys(name.strip() for name in backend.split(",")))
         if "auto" in names:
-            raise RecipeError(f"backend {backend!r}: auto is all that are installed, and stands alone")
+            raise RecipeError(f"backend {backend!r}: auto means all that are installed, and stands alone")
     found: list[Backend] = []
     for name in names:
         try:

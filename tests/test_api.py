@@ -327,7 +327,7 @@ def test_a_model_that_draws_random_numbers_says_so(x: torch.Tensor) -> None:
     [
         ({"target": "x68"}, TargetError, "did you mean 'x86'"),
         ({"backend": "onxruntime"}, RecipeError, "did you mean 'onnxruntime'"),
-        ({"backend": "auto, tvm"}, RecipeError, "auto is all that are installed, and stands alone"),
+        ({"backend": "auto, tvm"}, RecipeError, "auto means all that are installed, and stands alone"),
         ({"pipeline": "fold-batchnorm"}, RecipeError, "did you mean 'fold-batch-norm'"),
         ({"threads": 0}, InputError, "threads"),
     ],
