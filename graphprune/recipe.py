@@ -183,6 +183,8 @@ def parse(text: str, name: str = "recipe") -> Recipe:
 
 
 def _value(name: str, key: str, value: Any, kind: type) -> Any:
+    if key == "latency" and type(value) in (int, float):
+        return f"{value}"  # a share; a time has its unit
     # True is an int to Python, but nobody means it as a number of threads; a number may be whole.
     kinds = (int, float) if kind is float else (kind,)
     fits = isinstance(value, kinds) and not (kind in (int, float) and isinstance(value, bool))

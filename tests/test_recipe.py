@@ -121,6 +121,12 @@ def test_flags_override() -> None:
     assert (recipe.target, recipe.threads, recipe.verify) == ("arm", 4, False)
 
 
+def test_a_latency_is_a_share_or_a_time() -> None:
+    assert parse("latency = 0.5").latency == parse('latency = "0.5"').latency == "0.5"
+    with pytest.raises(RecipeError, match="latency must be a text, not True"):
+        parse("latency = true")
+
+
 def test_underscores_read_as_dashes() -> None:
     assert parse("dynamic_batch = true").dynamic_batch is True
 
