@@ -31,7 +31,7 @@ class Search:
         task, key: the function, and its name in the database.
         tried: knobs → milliseconds, ``None`` for what did not work.
         stale: candidates since the best was found.
-        failed: candidates that did not work now, those of earlier runs apart.
+        ran, failed: how many candidates worked in this run, and how many did not.
         reasons: why candidates did not work.
     """
 
@@ -41,6 +41,7 @@ class Search:
     random: random.Random
     tried: dict[Knobs, float | None] = field(default_factory=dict)
     stale: int = 0
+    ran: int = 0
     failed: int = 0
     reasons: list[str] = field(default_factory=list)
 
@@ -91,6 +92,7 @@ class Search:
         if ms is not None or knobs not in self.tried:  # what ran once, and failed among finalists, did run
             self.tried[knobs] = ms
         self.stale = 0 if better else self.stale + 1
+        self.ran += ms is not None
         self.failed += ms is None
         if reason:
             self.reasons.append(reason)

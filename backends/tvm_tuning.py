@@ -104,7 +104,7 @@ def tune(
 
     Raises:
         BackendError: the target is not this host, the graph has nothing to tune, or no candidate of some
-            product ran; says which and why. What was found for the others is kept.
+            product ran, or none at all did now; says which and why. What was found for the others is kept.
         ArtifactError: the database cannot be written.
     """
     if target.arch != host_arch():
@@ -133,6 +133,11 @@ def tune(
         run.search()
         run.final()
     _fail_if_none(searches)
+    if len(run.crashed) >= HOPELESS:
+        raise BackendError(
+            f"the process that times candidates crashed at each of {len(run.crashed)} "
+            f"({run.crashed[-1][1].reason}); what was found before is kept"
+        )
     return Tuned(tuple(searches), tuple(run.curve), child.crashes, known.warnings(store.path))
 
 
@@ -148,7 +153,7 @@ class _Run:
         self.start = time.monotonic()
         self.curve: list[tuple[float, float]] = []
         self._ran = False
-        self._crashed: list[tuple[Search, Measured]] = []  # kept once something ran
+        self.crashed: list[tuple[Search, Measured]] = []  # until something runs, then kept
 
     @property
     def seconds(self) -> float:
@@ -157,7 +162,7 @@ class _Run:
     def search(self) -> None:
         """Candidate after candidate, where most may be won."""
         while True:
-            left = [s for s in self.searches if s.open and (s.valid or s.failed < HOPELESS)]
+            left = [s for s in self.searches if s.open and (s.ran or s.failed < HOPELESS)]
             first = [s for s in left if not s.valid]
             if sum(s.failed for s in first) >= HOPELESS and not any(s.valid for s in self.searches):
                 return  # nothing runs, whatever the function: it is not the candidates
@@ -189,13 +194,13 @@ class _Run:
     def _keep(self, search: Search, value: Measured) -> None:
         self._ran = self._ran or value.ms is not None
         if value.crashed:
-            self._crashed.append((search, value))
+            self.crashed.append((search, value))
         else:
             self.store.add(search.task, search.key, value)
         if self._ran:
-            for of, crash in self._crashed:
+            for of, crash in self.crashed:
                 self.store.add(of.task, of.key, crash)
-            self._crashed.clear()
+            self.crashed.clear()
         search.learn(value.knobs, value.ms, value.reason)
         total = total_ms(self.searches)
         if total is not None and (not self.curve or total < self.curve[-1][1]):

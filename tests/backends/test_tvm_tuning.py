@@ -180,6 +180,17 @@ def test_a_machine_on_which_nothing_ran_is_forgotten(monkeypatch: pytest.MonkeyP
     assert all(search.valid for search in tune(net(), CPU, seconds=0.1, threads=1).searches)
 
 
+@pytest.mark.usefixtures("dead")
+def test_a_machine_on_which_nothing_runs_any_more_is_an_error() -> None:
+    """What was found before does not make a run that found nothing a good one."""
+    graph = graphprune.trace(nn.Conv2d(16, 32, 3).eval(), torch.randn(SHAPE))
+    (task,) = [t for t in tasks(fused(imported(graph), MACHINE)) if t.work is not None]
+    Database(MACHINE).add(task, workload(task.function), Measured(default(task.work, MACHINE), 1.0, 1))  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match=r"crashed at each of \d+ \(killed by SIGSEGV\); what was found"):
+        tune(graph, CPU, seconds=60, threads=1)
+    assert len(records()) == 1
+
+
 def test_a_crash_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed twelve times, in the run of an older version or in one where something ran."""
     (task,) = tasks(fused(imported(linear()), MACHINE))
