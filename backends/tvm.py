@@ -70,7 +70,7 @@ class Tvm:
 
     def unrunnable(self, target: Target) -> str | None:
         """Why libraries for ``target`` do not run here, or ``None``: they are machine code, and want TVM."""
-        from graphprune.backends.tvm_runtime import package
+        from graphprune.backends.tvm_package import package
 
         if target.arch != host_arch():
             return (

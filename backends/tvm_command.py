@@ -11,7 +11,7 @@ from typing import Any
 from graphprune.graph import Graph
 from graphprune.target import Target
 
-from .tvm_runtime import cores, package
+from .tvm_package import cores, package
 
 SECONDS = 1800.0  # where the caller gives no time
 

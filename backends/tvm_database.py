@@ -24,8 +24,8 @@ from graphprune.cache import directory
 from graphprune.errors import ArtifactError
 
 from .tvm_machine import Machine
+from .tvm_package import cores
 from .tvm_pipeline import Task
-from .tvm_runtime import cores
 from .tvm_schedules import TEMPLATES, Knobs, default, space
 
 

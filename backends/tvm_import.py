@@ -16,7 +16,7 @@ from graphprune.graph import Graph
 from graphprune.graph_text import operator_name
 
 from .exported import exported, first_line, tensor_outputs
-from .tvm_runtime import package
+from .tvm_package import package
 
 _OTHER = "use backend='onnxruntime'"
 _UNKNOWN = re.compile(r"Unsupported function types \[(.*)\]")

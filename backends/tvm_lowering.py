@@ -17,7 +17,8 @@ from graphprune.target import Target
 from .exported import specifications, tensors_only
 from .tvm_import import imported
 from .tvm_machine import linker, machine
-from .tvm_runtime import FACTS_FILE, FORMAT, LIBRARY_FILE, package
+from .tvm_package import package
+from .tvm_runtime import FACTS_FILE, FORMAT, LIBRARY_FILE
 
 
 def lower(graph: Graph, target: Target, backend: str = "tvm", database: Path | None = None) -> Lowered:

@@ -19,6 +19,8 @@ from typing import Any
 from graphprune.errors import BackendError, TargetError, suggestion
 from graphprune.target import Target, host_arch
 
+from .tvm_package import package
+
 TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 
 
@@ -71,8 +73,6 @@ def machine(target: Target) -> Machine:
 
 
 def _check_known(target: Target) -> None:
-    from .tvm_runtime import package
-
     name, arch = target.processor, target.arch
     if name and not package().target.codegen.llvm_is_valid_cpu(name, TRIPLES[arch]):
         raise TargetError(
@@ -96,8 +96,6 @@ def _check_known(target: Target) -> None:
 @cache
 def _processors(arch: str) -> frozenset[str]:
     """LLVM's list, without its second names (``apple-m1``)."""
-    from .tvm_runtime import package
-
     tvm = package()
     known = tvm.target.codegen.llvm_get_cpu_archlist(
         tvm.target.Target({"kind": "llvm", "mtriple": TRIPLES[arch]})
@@ -123,8 +121,6 @@ def _registers(arch: str, llvm: Mapping[str, Any]) -> tuple[int, int]:
 
 @cache
 def _features(processor: str, arch: str = "x86_64", *more: str) -> frozenset[str]:
-    from .tvm_runtime import package
-
     asked = {"mcpu": processor} if processor else {}
     found = package().target.codegen.llvm_get_cpu_features(
         package().target.Target({"kind": "llvm", "mtriple": TRIPLES[arch], "mattr": [*more], **asked})
@@ -134,8 +130,6 @@ def _features(processor: str, arch: str = "x86_64", *more: str) -> frozenset[str
 
 @cache
 def _host_processor() -> str:
-    from .tvm_runtime import package
-
     return str(package().target.codegen.llvm_get_system_cpu())
 
 
@@ -171,9 +165,9 @@ def linker(target: Target) -> str | None:
     names = (name, f"{TRIPLES[target.arch]}-g++")
     found = next((shutil.which(n) for n in names if shutil.which(n)), None)
     if found is None:
-        package = f"g++-{TRIPLES[target.arch]}".replace("x86_64", "x86-64")
+        debian = f"g++-{TRIPLES[target.arch]}".replace("x86_64", "x86-64")
         raise BackendError(
             f"a TVM library for {target.arch} is linked with {names[-1]}, which is not installed: "
-            f"apt-get install {package}"
+            f"apt-get install {debian}"
         )
     return found

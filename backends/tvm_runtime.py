@@ -16,7 +16,6 @@ this runs it (and is how a library for another machine is run under emulation):
 from __future__ import annotations
 
 import json
-import os
 import struct
 import tempfile
 import threading
@@ -27,57 +26,20 @@ from typing import Any
 import torch
 
 from graphprune.backend import TensorSpec
-from graphprune.errors import BackendError, MissingExtraError, described
+from graphprune.errors import BackendError
 from graphprune.target import host_arch
 from graphprune.threads import checked
-from graphprune.versions import installed
 
 from .exported import first_line
 from .flat_inputs import Check, results
+from .tvm_machine import missing
+from .tvm_package import cores, package
 
 LIBRARY_FILE, FACTS_FILE = "model.so", "tvm.json"
 FORMAT = 1
 ALIGNMENT = 64  # bytes: compiled code loads whole vectors, and assumes that they start there
 
 _MACHINES = {62: "x86_64", 183: "aarch64"}  # e_machine of an ELF header
-
-
-def package() -> Any:
-    """The package ``tvm``.
-
-    Raises:
-        MissingExtraError: it is not installed.
-        BackendError: it is, and does not import.
-    """
-    # Read when TVM's pool starts. Left alone, it has a thread for every second core, and where that is one it
-    # binds the caller's thread to the first core, for all that the process does later.
-    os.environ.setdefault("TVM_NUM_THREADS", str(cores()))
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    try:
-        import tvm
-    except ModuleNotFoundError as error:
-        if error.name != "tvm":
-            raise _broken(error) from error
-        raise MissingExtraError("apache-tvm", "tvm", "backend='tvm'") from error
-    except Exception as error:  # a library that is not there, a tvm-ffi of another version …
-        raise _broken(error) from error
-    if tvm.__file__ is None:  # a folder of that name somewhere on sys.path
-        raise MissingExtraError("apache-tvm", "tvm", "backend='tvm'")
-    return tvm
-
-
-def _broken(error: Exception) -> BackendError:
-    found = [f"{name} {installed(name)}" for name in ("apache-tvm", "apache-tvm-ffi") if installed(name)]
-    here = f"; installed: {', '.join(found)}" if found else ""
-    return BackendError(
-        f"tvm does not import ({described(error)}{here}); "
-        "pip install 'graphprune[tvm]' brings what fits together"
-    )
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def architecture(library: bytes) -> str:
@@ -153,8 +115,6 @@ class TvmRunner:
         self._check = Check(inputs)
         self._tvm = package()
         self._check_version(facts)
-        from .tvm_machine import missing
-
         lacks = missing(facts.get("llvm", {}))
         if lacks:
             raise BackendError(

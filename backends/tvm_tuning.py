@@ -30,8 +30,8 @@ from .tvm_child import Child
 from .tvm_database import Database, Measured, cache_file, workload
 from .tvm_import import imported
 from .tvm_machine import machine
+from .tvm_package import cores
 from .tvm_pipeline import fused, tasks
-from .tvm_runtime import cores
 from .tvm_schedules import Knobs
 from .tvm_search import Search
 

@@ -19,7 +19,8 @@ pytest.importorskip("tvm", reason="needs graphprune[tvm]")
 
 from graphprune.backends import tvm_machine
 from graphprune.backends.tvm import Tvm
-from graphprune.backends.tvm_runtime import architecture, cores
+from graphprune.backends.tvm_package import cores
+from graphprune.backends.tvm_runtime import architecture
 
 import graphprune
 from graphprune.backend import Lowered
