@@ -145,11 +145,11 @@ def called(arguments: list[str], folder: Path) -> str:
 
 def _run(tool: str, script: str, options: Mapping[str, Any]) -> Callable[[Job, Path], Mapping[str, str]]:
     def quantize(job: Job, output: Path) -> Mapping[str, str]:
-        request = output.with_suffix(".json")
-        request.write_text(json.dumps({
-            "model": str(job.model), "calibration": str(job.calibration), "output": str(output),
-            "options": options,
-        }))  # fmt: skip
+        request = output.with_suffix(".json").resolve()  # the tool runs in the job's folder
+        paths = {"model": job.model, "calibration": job.calibration, "output": output}
+        request.write_text(
+            json.dumps({name: str(path.resolve()) for name, path in paths.items()} | {"options": options})
+        )
         printed = called([interpreter(tool), str(TOOLS / script), str(request)], job.folder)
         versions: Mapping[str, str] = json.loads(printed.strip().splitlines()[-1])
         return versions
