@@ -49,6 +49,7 @@ class OpenVinoRunner:
         self._check_signature()
         self.notes = floats_note(model, self.compiled)
         self._request = self.compiled.create_infer_request()
+        self._results = range(len(self.compiled.outputs))
         self._busy = threading.Lock()
 
     def _check_signature(self) -> None:
@@ -66,11 +67,15 @@ class OpenVinoRunner:
     def __call__(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
         """Run once. Raises InputError when the inputs do not fit, BackendError when the runtime fails."""
         self._check(inputs)
-        feed = [self._given(value, spec) for value, spec in zip(inputs, self.inputs, strict=True)]
+        given = [self._given(value, spec) for value, spec in zip(inputs, self.inputs, strict=True)]
         try:
             with self._busy:
-                found = self._request.infer(feed, share_inputs=True)
-                results = iter([found[i] for i in range(len(self.compiled.outputs))])
+                # One by one: infer(given) looks for their ports first, 0.1 ms of BERT-mini's 2.5.
+                for index, tensor in enumerate(given):
+                    self._request.set_input_tensor(index, tensor)
+                self._request.infer()
+                found = [self._request.get_output_tensor(index) for index in self._results]
+                results = iter([np.array(tensor.data) for tensor in found])  # the next call writes there
         except Exception as error:
             raise BackendError(f"OpenVINO failed while running: {reason(error)}") from error
         device = inputs[0].device if inputs else torch.device("cpu")
@@ -83,13 +88,13 @@ class OpenVinoRunner:
         if spec.dtype == "bfloat16":  # numpy has no such type
             bits = value.detach().cpu().contiguous().view(torch.uint16).numpy()
             return self._openvino.Tensor(bits, self._openvino.Shape(value.shape), self._openvino.Type.bf16)
-        array = value.numpy(force=True)
+        array = np.ascontiguousarray(value.numpy(force=True)).reshape(value.shape)
         if spec.dtype == "int64" and array.size and (array.min() < _INT32.min or array.max() > _INT32.max):
             raise InputError(
                 f"input {spec.name!r} has values beyond int32, in which OpenVINO computes int64; "
                 "use backend='onnxruntime'"
             )
-        return array
+        return self._openvino.Tensor(array, shared_memory=True)
 
 
 def _result(value: np.ndarray, spec: TensorSpec, device: torch.device) -> Any:

@@ -246,3 +246,16 @@ def test_other_targets(opened):
     made = opened(nn.Linear(3, 2), torch.randn(1, 3))
     assert other.arch in BACKEND.audit(made.lowered, other).notes[0]
     assert other.arch in BACKEND.unrunnable(Target("bound", other.arch, portable=False))
+
+
+def test_inputs_of_any_layout_and_results_that_stay() -> None:
+    """Tensors are handed over where they lie: what does not lie in rows is copied, and so is every result."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU()).eval()
+    x = torch.randn(3, 4)
+    result = graphprune.optimize(net, x, backend="openvino", measure=False)
+    layouts = (x, torch.randn(4, 3).t(), torch.randn(1, 4).expand(3, 4), torch.randn(3, 8)[:, ::2])
+    answers = [result(value) for value in layouts]
+    for value, answer in zip(layouts, answers, strict=True):
+        torch.testing.assert_close(answer, net(value).detach(), rtol=1e-4, atol=1e-5)
+    assert result(x.clone().requires_grad_()).equal(answers[0])
