@@ -44,11 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=16, help="turns of each contestant in a sitting")
     parser.add_argument("--sittings", type=int, default=1, help="how often every process is started anew")
     parser.add_argument("--folder", type=Path, default=Path("build/backends"))
+    parser.add_argument("--name", default="backends", help="of the page and the table in benchmarks/results")
     parser.add_argument("--make", action="store_true", help="make artifacts, measure nothing")
     parser.add_argument("--write", action="store_true", help="write the tables, measure nothing")
     options = parser.parse_args(arguments)
     if options.write:
-        print(f"written to {tables.write(record.read(options.folder))}")
+        print(f"written to {tables.write(record.read(options.folder), name=options.name)}")
         return 0
     failed = 0
     for batch in options.batches:
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 record.write(measured, options.folder)
                 print(f"{measured.name}: " + "; ".join(_short(measured)), flush=True)
     if not options.make:
-        print(f"written to {tables.write(record.read(options.folder))}")
+        print(f"written to {tables.write(record.read(options.folder), name=options.name)}")
     return 1 if failed else 0
 
 

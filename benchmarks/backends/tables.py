@@ -26,8 +26,8 @@ what `backend="auto"` takes, chosen in a measurement of its own.
 """
 
 
-def write(found: Sequence[Measured], results: Path = RESULTS) -> Path:
-    """``backends.md`` and ``backends.json``; returns the path of the first."""
+def write(found: Sequence[Measured], results: Path = RESULTS, name: str = "backends") -> Path:
+    """``backends.md`` and ``backends.json``, or of another name; returns the path of the first."""
     results.mkdir(parents=True, exist_ok=True)
     order = {name: place for place, name in enumerate(dict.fromkeys(m.network for m in found))}
     found = sorted(found, key=lambda m: (order[m.network], m.batch, m.threads))
@@ -36,10 +36,10 @@ def write(found: Sequence[Measured], results: Path = RESULTS) -> Path:
     sections = [ABOUT, f"{facts}\n- dates: {dates[0]} to {dates[-1]}", *_goals(found), *_automatic(found)]
     sections += [part for one in found for part in _matrix(one)]
     sections += list(_proofs(found))
-    path = results / "backends.md"
+    path = results / f"{name}.md"
     path.write_text("\n\n".join(sections) + "\n")
     document = {"conditions": found[0].conditions, "rows": [_plain(one) for one in found]}
-    (results / "backends.json").write_text(json.dumps(document, indent=1) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     return path
 
 
