@@ -168,7 +168,7 @@ def write(made: list[dict[str, dict[str, Any]]], timings: dict[tuple[Work, int],
             f"{work.name}, {threads} threads": {name: _one(found, name) for name in found}
             for (work, threads), found in timings.items()
         },
-        "rows": made,
+        "rows": [{n: row | {"file": _within(row["file"])} for n, row in rows.items()} for rows in made],
     }  # fmt: skip
     body = _ABOUT + "\n".join(text)
     page(RESULTS / "mnist.md", "published.mnist", "The published MNIST comparison", body, rows, facts)
@@ -242,6 +242,11 @@ def _one(found: Any, name: str) -> float:
 
 def _ms(found: Any, name: str) -> str:
     return f"{_one(found, name):.3f}" if name in found else ""
+
+
+def _within(file: str) -> str:
+    """A file's place in the folder of the benchmark."""
+    return str(Path(file).relative_to(FOLDER))
 
 
 def _versions() -> dict[str, str]:
