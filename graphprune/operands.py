@@ -26,6 +26,7 @@ CONVOLUTIONS = TRANSPOSED | {
     aten.conv2d.padding, aten.conv3d.padding, aten.convolution.default,
 }  # fmt: skip
 PRODUCTS = frozenset({aten.mm.default, aten.matmul.default, aten.addmm.default})
+LINEAR = CONVOLUTIONS | PRODUCTS | {aten.linear.default}  # those that a weight takes part in
 
 _LIKE_FIRST = frozenset({
     aten.sym_size.int, aten.sym_numel.default, aten.zeros_like.default, aten.ones_like.default,

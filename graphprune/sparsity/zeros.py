@@ -14,11 +14,13 @@ with as many rows removed the layer is 4 to 11 times as fast as in the sparse fo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, fx
 
 from ..graph import Graph
-from ..operands import CONVOLUTIONS, PRODUCTS
+from ..operands import LINEAR
 
 aten = torch.ops.aten
 
@@ -36,19 +38,14 @@ def dense_zeros(graph: Graph, backend: str) -> str:
     """
     zeros = whole = 0
     names: dict[str, None] = {}
-    for node in graph.find(aten.linear.default, *CONVOLUTIONS, *PRODUCTS):
-        for source in node.all_input_nodes:
-            found = _nonzero(graph, source)
-            if found is None or found[1].ndim < 2 or found[0] in names:
-                continue
-            name, nonzero = found
-            gone = nonzero.numel() - int(nonzero.sum())
-            if gone >= MANY * nonzero.numel():
-                names[name] = None
-                zeros, whole = zeros + gone, whole + nonzero.numel()
+    for name, nonzero in _weights(graph):
+        gone = nonzero.numel() - int(nonzero.sum())
+        if name not in names and gone >= MANY * nonzero.numel():
+            names[name] = None
+            zeros, whole = zeros + gone, whole + nonzero.numel()
     if not names:
         return ""
-    where = f"{next(iter(names))}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    where = next(iter(names)) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     return (
         f"{zeros / whole:.0%} of the weights of {where} are zero; {backend} multiplies with zeros as with "
         "any other number, so they buy size only, in a compressed artifact (compress='zstd'); "
@@ -58,14 +55,20 @@ def dense_zeros(graph: Graph, backend: str) -> str:
 
 def empty_by_masks(graph: Graph) -> bool:
     """Whether a mask leaves an output or input of a weight without any entry: a channel that may go."""
-    for node in graph.find(aten.linear.default, *CONVOLUTIONS, *PRODUCTS):
-        for source in node.all_input_nodes:
-            found = _nonzero(graph, source) if source.target is aten.mul.Tensor else None
-            if found is None or found[1].ndim < 2:
-                continue
-            if not all(bool(found[1].transpose(0, dim).flatten(1).any(1).all()) for dim in (0, 1)):
-                return True
-    return False
+    return not all(
+        bool(nonzero.transpose(0, dim).flatten(1).any(1).all())
+        for _, nonzero in _weights(graph, masked=True)
+        for dim in (0, 1)
+    )
+
+
+def _weights(graph: Graph, masked: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """The parameter behind every constant operand of a product, or a masked one, and where it is not zero."""
+    sources = dict.fromkeys(source for node in graph.find(*LINEAR) for source in node.all_input_nodes)
+    for source in sources:
+        found = _nonzero(graph, source) if not masked or source.target is aten.mul.Tensor else None
+        if found is not None and found[1].ndim > 1:
+            yield found
 
 
 def _nonzero(graph: Graph, node: fx.Node) -> tuple[str, Tensor] | None:

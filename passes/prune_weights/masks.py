@@ -15,12 +15,12 @@ from graphprune.passes.affine import Refusal
 from graphprune.passes.commute import describe
 from graphprune.passes.quantize.select import Selection
 from graphprune.passes.quantize_weights.places import RECURRENT
-from graphprune.passes.repair.rows import LINEAR, Form, form, operands
+from graphprune.passes.repair.rows import Form, form, operands
 from torch import Tensor, fx
 
 from graphprune.cost import node_macs
 from graphprune.graph import Graph
-from graphprune.operands import depends_on_input
+from graphprune.operands import LINEAR, depends_on_input
 from graphprune.pipeline import Note
 from graphprune.sparsity.patterns import Pattern
 

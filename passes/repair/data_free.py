@@ -30,12 +30,12 @@ from torch import fx
 
 from graphprune.cost import captured_shape, size_hint
 from graphprune.graph import Graph
-from graphprune.operands import argument, uses
+from graphprune.operands import LINEAR, argument, uses
 from graphprune.pipeline import Note
 from graphprune.plans.plan import Plan, keep_masks
 
 from .match import Cut, refit_of, twin_of, unchanged
-from .rows import LINEAR, form, operands
+from .rows import form, operands
 from .units import Record, new_bias, takes_bias
 
 aten = torch.ops.aten

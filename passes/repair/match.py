@@ -18,12 +18,12 @@ from torch import fx
 from graphprune.axes.terms import Atom, Term, mask
 from graphprune.cost import node_macs
 from graphprune.graph import Graph
-from graphprune.operands import argument, uses
+from graphprune.operands import LINEAR, argument, uses
 from graphprune.pipeline import Note
 from graphprune.plans.rewrite import same_tensor
 
 from .mixing import Mix, wide
-from .rows import LINEAR, form, operands, parameter
+from .rows import form, operands, parameter
 from .statistics import Recalibrate
 from .targets import Own, Rest, Target, junction
 from .units import Options, Refit, takes_bias

@@ -26,11 +26,9 @@ from torch import fx
 from torch.nn import functional as F
 
 from graphprune.graph import Graph
-from graphprune.operands import CONVOLUTIONS, PRODUCTS, argument, depends_on_input, is_transposed, spread_out
+from graphprune.operands import PRODUCTS, argument, depends_on_input, is_transposed, spread_out
 
 aten = torch.ops.aten
-
-LINEAR = CONVOLUTIONS | PRODUCTS | {aten.linear.default}
 
 CHUNK = 1 << 23  # elements of a patch matrix at a time, 64 MiB in float64
 
@@ -148,7 +146,7 @@ class Draw:
 
 
 def form(node: fx.Node) -> Form:
-    """How an operator of :data:`LINEAR` is linear in its weight.
+    """How an operator of ``LINEAR`` is linear in its weight.
 
     Raises:
         Refusal: it is not, as it stands.
@@ -182,7 +180,7 @@ def form(node: fx.Node) -> Form:
 
 
 def operands(node: fx.Node) -> tuple[Any, Any, Any]:
-    """Input, weight and bias of an operator of :data:`LINEAR`; ``None`` for what it does not have."""
+    """Input, weight and bias of an operator of ``LINEAR``; ``None`` for what it does not have."""
     if node.target is aten.addmm.default:
         return node.args[1], node.args[2], node.args[0]
     bias = None if node.target in PRODUCTS else argument(node, "bias")
